@@ -1,0 +1,3 @@
+//! The `outcrop` command line.
+
+fn main() {}
