@@ -1,0 +1,102 @@
+//! Weights as they are stored in a checkpoint.
+
+use half::{bf16, f16};
+
+/// A borrowed run of weights in one of the stored types.
+///
+/// The CPU kernels compute in f32; [`Elements::read`] is the one place where a stored value becomes an f32, which is exact
+/// for all three types.
+#[derive(Clone, Copy, Debug)]
+pub enum Elements<'a> {
+    /// 32-bit floats.
+    F32(&'a [f32]),
+    /// IEEE half precision.
+    F16(&'a [f16]),
+    /// bfloat16.
+    BF16(&'a [bf16]),
+}
+
+impl<'a> Elements<'a> {
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::F32(x) => x.len(),
+            Self::F16(x) => x.len(),
+            Self::BF16(x) => x.len(),
+        }
+    }
+
+    /// Whether there are no elements.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Bytes of one stored element.
+    pub fn element_bytes(&self) -> usize {
+        match self {
+            Self::F32(_) => 4,
+            Self::F16(_) | Self::BF16(_) => 2,
+        }
+    }
+
+    /// Elements `start .. start + len`. Panics when they are not all there, like slicing.
+    pub fn slice(&self, start: usize, len: usize) -> Elements<'a> {
+        match self {
+            Self::F32(x) => Self::F32(&x[start..start + len]),
+            Self::F16(x) => Self::F16(&x[start..start + len]),
+            Self::BF16(x) => Self::BF16(&x[start..start + len]),
+        }
+    }
+
+    /// Writes all elements to `out` as f32. `out` must have the same length.
+    #[inline(always)]
+    pub fn read(&self, out: &mut [f32]) {
+        match self {
+            Self::F32(x) => out.copy_from_slice(x),
+            Self::F16(x) => out.iter_mut().zip(*x).for_each(|(o, x)| *o = f16_to_f32(*x)),
+            Self::BF16(x) => out.iter_mut().zip(*x).for_each(|(o, x)| *o = bf16_to_f32(*x)),
+        }
+    }
+
+    /// All elements as a new f32 vector; for small operands such as biases and norm weights.
+    pub fn to_vec(&self) -> Vec<f32> {
+        let mut out = vec![0.0; self.len()];
+        self.read(&mut out);
+        out
+    }
+}
+
+/// Branch-free, so that the compiler vectorises a loop over it: shift the exponent and mantissa into place, then let one
+/// exact multiplication rebias the exponent, which also normalises subnormals. Infinities and NaNs need their exponent set.
+#[inline(always)]
+fn f16_to_f32(x: f16) -> f32 {
+    let bits = u32::from(x.to_bits());
+    let magnitude = (bits & 0x7fff) << 13;
+    let rebias = f32::from_bits((254 - 15) << 23);
+    let value = (f32::from_bits(magnitude) * rebias).to_bits();
+    let infinite = if magnitude >= 0x0f80_0000 { 0x7f80_0000 } else { 0 };
+    f32::from_bits(value | infinite | (bits & 0x8000) << 16)
+}
+
+#[inline(always)]
+fn bf16_to_f32(x: bf16) -> f32 {
+    f32::from_bits(u32::from(x.to_bits()) << 16)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_f16_and_bf16_reads_as_the_half_crate_says() {
+        for bits in 0..=u16::MAX {
+            let (a, b) = (f16_to_f32(f16::from_bits(bits)), f16::from_bits(bits).to_f32());
+            assert!(a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan()), "f16 {bits:#06x}: {a} and {b}");
+            let (a, b) = (bf16_to_f32(bf16::from_bits(bits)), bf16::from_bits(bits).to_f32());
+            assert!(
+                a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan()),
+                "bf16 {bits:#06x}: {a} and {b}"
+            );
+        }
+    }
+}
