@@ -19,7 +19,8 @@ pub struct Buffer {
 impl Buffer {
     /// A zeroed buffer of `len` elements.
     pub fn zeros(len: usize) -> Self {
-        Self { lines: vec![Line::zeroed(); len.div_ceil(16)], len }
+        // Fresh zeroed pages from the system: memory that a batch never reaches is never resident.
+        Self { lines: bytemuck::zeroed_vec(len.div_ceil(16)), len }
     }
 
     /// A buffer with the given contents.

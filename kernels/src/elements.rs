@@ -58,6 +58,15 @@ impl<'a> Elements<'a> {
         }
     }
 
+    /// Whether no element is a NaN or an infinity.
+    pub fn all_finite(&self) -> bool {
+        match self {
+            Self::F32(x) => x.iter().all(|x| x.is_finite()),
+            Self::F16(x) => x.iter().all(|x| x.is_finite()),
+            Self::BF16(x) => x.iter().all(|x| x.is_finite()),
+        }
+    }
+
     /// All elements as a new f32 vector; for small operands such as biases and norm weights.
     pub fn to_vec(&self) -> Vec<f32> {
         let mut out = vec![0.0; self.len()];

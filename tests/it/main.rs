@@ -1,1 +1,21 @@
-//! One integration test binary.
+//! Integration tests of Outcrop, one binary. Fixtures come from the scripts in `tests/oracle`.
+
+// Where fixtures are and how they read.
+mod fixtures;
+
+// Token ids, scores and vectors against the reference implementation.
+mod reference;
+// Known wrong variants, each of which the reference comparison must catch.
+mod mutants;
+// Same bits alone, in any batch, in any order, with any number of threads.
+mod bit_equality;
+// A real checkpoint: all-MiniLM-L6-v2.
+mod minilm;
+// Broken model directories and inputs, through the library.
+mod bad_input;
+// Memory: no allocation in the layer loop, resident size.
+mod memory;
+// The command line as a user runs it.
+mod cli;
+// Ratchets on the source tree: sizes, dependencies, unsafe code, paths in documents.
+mod tidy;

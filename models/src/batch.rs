@@ -1,0 +1,83 @@
+//! A packed batch: the sequences of one forward pass, concatenated.
+
+use outcrop_kernels::Segments;
+use outcrop_loader::{Architecture, EncoderConfig};
+
+use crate::Error;
+
+/// Token and position ids of a packed batch and where each sequence lies.
+pub struct Batch {
+    pub(crate) input_ids: Vec<u32>,
+    pub(crate) position_ids: Vec<u32>,
+    pub(crate) segments: Segments,
+    /// First row of each sequence: the rows that the CLS-type heads read.
+    pub(crate) first_rows: Vec<usize>,
+    /// One row per sequence: how those rows are laid out once gathered.
+    pub(crate) one_row_each: Segments,
+}
+
+impl Batch {
+    /// Packs sequences in the order given. Each must have passed [`check_length`] and hold at least one token.
+    pub fn new<'a>(config: &EncoderConfig, sequences: impl Iterator<Item = &'a [u32]> + Clone) -> Self {
+        let segments = Segments::from_lengths(sequences.clone().map(<[u32]>::len));
+        let num_seqs = segments.num_seqs();
+        let mut input_ids = Vec::with_capacity(segments.num_tokens());
+        let mut position_ids = Vec::with_capacity(segments.num_tokens());
+        for sequence in sequences {
+            input_ids.extend_from_slice(sequence);
+            position_ids.extend(positions(config, sequence));
+        }
+        Self {
+            input_ids,
+            position_ids,
+            first_rows: segments.cu_seqlens()[..num_seqs].to_vec(),
+            one_row_each: Segments::from_lengths((0..num_seqs).map(|_| 1)),
+            segments,
+        }
+    }
+
+    /// Sequences in the batch.
+    pub fn num_seqs(&self) -> usize {
+        self.segments.num_seqs()
+    }
+
+    /// Tokens in the batch.
+    pub fn num_tokens(&self) -> usize {
+        self.segments.num_tokens()
+    }
+}
+
+/// Refuses a sequence that the position table cannot hold.
+pub fn check_length(config: &EncoderConfig, input_ids: &[u32]) -> Result<(), Error> {
+    let rows = config.max_position_embeddings;
+    // A sequence with literal padding tokens counts fewer positions than tokens, but the reference allows no more tokens
+    // than the table has rows (SPEC 12).
+    let fits =
+        input_ids.len() <= rows && positions(config, input_ids).all(|position| (position as usize) < rows);
+    if fits {
+        Ok(())
+    } else {
+        Err(Error::TooLong { tokens: input_ids.len(), max_tokens: config.max_tokens() })
+    }
+}
+
+/// Position ids of one sequence.
+///
+/// BERT counts from 0. XLM-R counts the tokens that are not padding, from `pad_token_id + 1`; a literal padding token stands
+/// at `pad_token_id` and does not advance the count (SPEC 3.2).
+fn positions<'a>(config: &EncoderConfig, input_ids: &'a [u32]) -> impl Iterator<Item = u32> + use<'a> {
+    let pad = config.pad_token_id;
+    let from_zero = config.architecture == Architecture::BertModel;
+    let mut count = 0;
+    input_ids.iter().map(move |id| {
+        if from_zero {
+            count += 1;
+            count - 1
+        } else if *id == pad {
+            pad
+        } else {
+            count += 1;
+            pad + count
+        }
+    })
+}

@@ -1,0 +1,314 @@
+//! XLM-RoBERTa and BERT: bidirectional encoders with post-norm, as rerankers and as embedders.
+//!
+//! Devlin et al. 2018 and Conneau et al. 2019; formulas and their order as in SPEC 3.3 and 8. `H` hidden size, `T` tokens of
+//! the packed batch, `S` its sequences:
+//!
+//! ```text
+//! x = LN(word[id] + tokentype[0] + position[pos])
+//! each layer:
+//!   q, k, v = x Wq + bq, x Wk + bk, x Wv + bv
+//!   x = LN(x + softmax(q kᵀ / sqrt(head_dim)) v Wo + bo)
+//!   x = LN(x + gelu_erf(x W1 + b1) W2 + b2)
+//! reranker: score = out_proj(tanh(dense(x[<s>])))         embedder: the first row or the mean of all, scaled to length 1
+//! ```
+
+use std::sync::Arc;
+
+use outcrop_kernels::add_layer_norm::add_layer_norm;
+use outcrop_kernels::attention::{AttentionParams, Rows, attention};
+use outcrop_kernels::embed_layer_norm::{EmbeddingTables, embed_layer_norm};
+use outcrop_kernels::gather_rows::gather_rows;
+use outcrop_kernels::gemm::{Epilogue, gemm};
+use outcrop_kernels::l2_normalize::l2_normalize;
+use outcrop_kernels::pool::{Pooling, pool};
+use outcrop_kernels::row_dot::row_dot;
+use outcrop_kernels::{Buffer, Stream};
+use outcrop_loader::{Architecture, Checkpoint, EncoderConfig};
+
+use crate::weights::{Linear, Norm, Reader, elements};
+use crate::{Activations, Batch, Error};
+
+/// An encoder with its weights in place.
+pub struct Encoder {
+    config: EncoderConfig,
+    /// The embedding tables stay in the mapped file: a batch reads the rows of its tokens only.
+    checkpoint: Arc<Checkpoint>,
+    word_embeddings: String,
+    position_embeddings: String,
+    token_type: Vec<f32>,
+    embeddings_norm: Norm,
+    layers: Vec<Layer>,
+    classifier: Option<Classifier>,
+}
+
+struct Layer {
+    /// Query, key and value, fused: three parts of `[H, H]`.
+    qkv: Linear,
+    attention_output: Linear,
+    attention_norm: Norm,
+    intermediate: Linear,
+    output: Linear,
+    output_norm: Norm,
+}
+
+struct Classifier {
+    dense: Linear,
+    out_proj_weight: Vec<f32>,
+    out_proj_bias: f32,
+}
+
+impl Encoder {
+    /// Reads every weight of the model from `checkpoint`, packed on the threads of `stream`.
+    pub fn load(stream: &Stream, checkpoint: Arc<Checkpoint>, config: &EncoderConfig) -> Result<Self, Error> {
+        let reader = Reader { stream, checkpoint: &checkpoint };
+        let (hidden, intermediate) = (config.hidden_size, config.intermediate_size);
+        let is_reranker = config.architecture == Architecture::XlmRobertaForSequenceClassification;
+        let prefix = prefix(&checkpoint);
+        let embeddings = format!("{prefix}embeddings");
+        let word_embeddings = format!("{embeddings}.word_embeddings.weight");
+        let position_embeddings = format!("{embeddings}.position_embeddings.weight");
+        checkpoint.tensor(&word_embeddings)?.expect_shape(&[config.vocab_size, hidden])?;
+        checkpoint.tensor(&position_embeddings)?.expect_shape(&[config.max_position_embeddings, hidden])?;
+
+        let mut layers = Vec::with_capacity(config.num_hidden_layers);
+        for n in 0..config.num_hidden_layers {
+            let layer = format!("{prefix}encoder.layer.{n}");
+            let name = |module: &str| format!("{layer}.{module}");
+            let qkv = ["query", "key", "value"].map(|m| name(&format!("attention.self.{m}")));
+            layers.push(Layer {
+                qkv: reader.linear(&qkv, hidden, hidden)?,
+                attention_output: reader.linear(&[name("attention.output.dense")], hidden, hidden)?,
+                attention_norm: reader.norm(
+                    &name("attention.output.LayerNorm"),
+                    hidden,
+                    config.layer_norm_eps,
+                )?,
+                intermediate: reader.linear(&[name("intermediate.dense")], intermediate, hidden)?,
+                output: reader.linear(&[name("output.dense")], hidden, intermediate)?,
+                output_norm: reader.norm(&name("output.LayerNorm"), hidden, config.layer_norm_eps)?,
+            });
+        }
+        let classifier = if is_reranker {
+            let out_proj = checkpoint.tensor("classifier.out_proj.weight")?.expect_shape(&[1, hidden])?;
+            Some(Classifier {
+                dense: reader.linear(&["classifier.dense".to_owned()], hidden, hidden)?,
+                out_proj_weight: elements(&out_proj).to_vec(),
+                out_proj_bias: reader.vector("classifier.out_proj.bias", 1)?[0],
+            })
+        } else {
+            None
+        };
+        Ok(Self {
+            token_type: reader.first_row(
+                &format!("{embeddings}.token_type_embeddings.weight"),
+                config.type_vocab_size,
+                hidden,
+            )?,
+            embeddings_norm: reader.norm(
+                &format!("{embeddings}.LayerNorm"),
+                hidden,
+                config.layer_norm_eps,
+            )?,
+            config: config.clone(),
+            word_embeddings,
+            position_embeddings,
+            layers,
+            classifier,
+            checkpoint,
+        })
+    }
+
+    /// The model's configuration.
+    pub fn config(&self) -> &EncoderConfig {
+        &self.config
+    }
+
+    /// Whether the model has a scoring head. Without one it is an embedder.
+    pub fn is_reranker(&self) -> bool {
+        self.classifier.is_some()
+    }
+
+    /// The first tensor of the checkpoint that holds a NaN or an infinity: the usual cause of a score that is not a number.
+    ///
+    /// Reads every weight, so it is for explaining a failure only.
+    pub fn non_finite_tensor(&self) -> Option<String> {
+        let found = self.checkpoint.tensors().find(|info| {
+            let tensor = self.checkpoint.tensor(info.name);
+            tensor.is_ok_and(|tensor| {
+                let is_finite = elements(&tensor).all_finite();
+                tensor.release();
+                !is_finite
+            })
+        });
+        found.map(|info| info.name.to_owned())
+    }
+
+    /// One raw score per sequence of a batch of pairs; `None` for a model without a scoring head.
+    ///
+    /// `act` must have room for the batch.
+    pub fn scores(
+        &self,
+        stream: &Stream,
+        act: &mut Activations,
+        batch: &Batch,
+    ) -> Result<Option<Vec<f32>>, Error> {
+        let Some(classifier) = &self.classifier else { return Ok(None) };
+        self.first_rows(stream, act, batch)?;
+        let Activations { hidden, projected, .. } = act;
+        let Linear { weight, bias } = &classifier.dense;
+        gemm(stream, projected, hidden, weight, 0..1, batch.num_seqs(), Epilogue::BiasTanh(bias))?;
+        let mut scores = vec![0.0; batch.num_seqs()];
+        row_dot(stream, &mut scores, projected, &classifier.out_proj_weight, classifier.out_proj_bias)?;
+        Ok(Some(scores))
+    }
+
+    /// One vector of `hidden_size` elements per sequence, one after the other.
+    ///
+    /// `act` must have room for the batch.
+    pub fn embeddings(
+        &self,
+        stream: &Stream,
+        act: &mut Activations,
+        batch: &Batch,
+        pooling: Pooling,
+        normalize: bool,
+    ) -> Result<Vec<f32>, Error> {
+        let hidden_size = self.config.hidden_size;
+        match pooling {
+            Pooling::Cls => {
+                self.first_rows(stream, act, batch)?;
+                std::mem::swap(&mut act.hidden, &mut act.projected);
+            }
+            Pooling::Mean => {
+                self.all_rows(stream, act, batch)?;
+                pool(stream, &mut act.projected, &act.hidden, &batch.segments, hidden_size, pooling)?;
+            }
+        }
+        if normalize {
+            l2_normalize(stream, &mut act.projected, batch.num_seqs(), hidden_size)?;
+        }
+        Ok(act.projected.as_slice()[..batch.num_seqs() * hidden_size].to_vec())
+    }
+
+    /// Leaves the last layer's output for every token in `act.hidden`, `[T, H]`.
+    fn all_rows(&self, stream: &Stream, act: &mut Activations, batch: &Batch) -> Result<(), Error> {
+        self.embed(stream, &mut act.hidden, batch)?;
+        for layer in &self.layers {
+            layer.forward(stream, act, batch, self.attention_params())?;
+        }
+        Ok(())
+    }
+
+    /// Leaves the last layer's output for the first token of each sequence in `act.hidden`, `[S, H]`.
+    ///
+    /// The last layer computes nothing else: only its keys and values need the other tokens. Exact.
+    fn first_rows(&self, stream: &Stream, act: &mut Activations, batch: &Batch) -> Result<(), Error> {
+        self.embed(stream, &mut act.hidden, batch)?;
+        let Some((last, before)) = self.layers.split_last() else { return Ok(()) };
+        for layer in before {
+            layer.forward(stream, act, batch, self.attention_params())?;
+        }
+        last.forward_first_rows(stream, act, batch, self.attention_params())
+    }
+
+    fn embed(&self, stream: &Stream, hidden: &mut Buffer, batch: &Batch) -> Result<(), Error> {
+        let tables = EmbeddingTables {
+            word: elements(&self.checkpoint.tensor(&self.word_embeddings)?),
+            position: elements(&self.checkpoint.tensor(&self.position_embeddings)?),
+            token_type: &self.token_type,
+        };
+        let norm = self.embeddings_norm.get();
+        embed_layer_norm(stream, hidden, tables, &batch.input_ids, &batch.position_ids, norm)?;
+        Ok(())
+    }
+
+    fn attention_params(&self) -> AttentionParams {
+        let head_dim = self.config.head_dim();
+        AttentionParams {
+            num_heads: self.config.num_attention_heads,
+            head_dim,
+            softmax_scale: (head_dim as f32).powf(-0.5),
+        }
+    }
+}
+
+/// What stands before every tensor name of the encoder: embedders are saved bare, models with a head under their family's name.
+fn prefix(checkpoint: &Checkpoint) -> &'static str {
+    let is_there = |prefix: &&str| checkpoint.contains(&format!("{prefix}embeddings.word_embeddings.weight"));
+    ["", "roberta.", "bert."].into_iter().find(is_there).unwrap_or("")
+}
+
+impl Layer {
+    /// `act.hidden` `[T, H]` in and out.
+    fn forward(
+        &self,
+        stream: &Stream,
+        act: &mut Activations,
+        batch: &Batch,
+        params: AttentionParams,
+    ) -> Result<(), Error> {
+        let Activations { hidden, wide, context, projected, .. } = act;
+        let (t, h) = (batch.num_tokens(), params.num_heads * params.head_dim);
+        let segments = &batch.segments;
+        gemm(stream, wide, hidden, &self.qkv.weight, 0..3, t, Epilogue::Bias(&self.qkv.bias))?;
+        let [q, k, v] = [0, h, 2 * h].map(|column| Rows { buffer: wide, stride: 3 * h, column });
+        attention(stream, context, q, k, v, segments, segments, params)?;
+        self.attention_output(stream, projected, context, t)?;
+        add_layer_norm(stream, hidden, projected, self.attention_norm.get(), t)?;
+        self.feed_forward(stream, hidden, wide, projected, t)
+    }
+
+    /// `act.hidden` `[T, H]` in; the rows of `batch.first_rows` alone, `[S, H]`, out.
+    fn forward_first_rows(
+        &self,
+        stream: &Stream,
+        act: &mut Activations,
+        batch: &Batch,
+        params: AttentionParams,
+    ) -> Result<(), Error> {
+        let Activations { hidden: x, wide, context, projected, .. } = act;
+        let (t, s, h) = (batch.num_tokens(), batch.num_seqs(), params.num_heads * params.head_dim);
+        let (q_bias, kv_bias) = self.qkv.bias.split_at(h);
+        gemm(stream, wide, x, &self.qkv.weight, 1..3, t, Epilogue::Bias(kv_bias))?;
+        // From here on the other rows of the residual stream are not needed: its memory and that of the context swap roles.
+        gather_rows(stream, context, x, &batch.first_rows, h)?;
+        let (hidden, context) = (context, x);
+        gemm(stream, projected, hidden, &self.qkv.weight, 0..1, s, Epilogue::Bias(q_bias))?;
+        let q = Rows { buffer: projected, stride: h, column: 0 };
+        let [k, v] = [0, h].map(|column| Rows { buffer: wide, stride: 2 * h, column });
+        attention(stream, context, q, k, v, &batch.one_row_each, &batch.segments, params)?;
+        self.attention_output(stream, projected, context, s)?;
+        add_layer_norm(stream, hidden, projected, self.attention_norm.get(), s)?;
+        self.feed_forward(stream, hidden, wide, projected, s)?;
+        std::mem::swap(hidden, context);
+        Ok(())
+    }
+
+    /// `projected = context Wo + bo`
+    fn attention_output(
+        &self,
+        stream: &Stream,
+        projected: &mut Buffer,
+        context: &Buffer,
+        rows: usize,
+    ) -> Result<(), Error> {
+        let Linear { weight, bias } = &self.attention_output;
+        Ok(gemm(stream, projected, context, weight, 0..1, rows, Epilogue::Bias(bias))?)
+    }
+
+    /// `hidden = LN(hidden + gelu(hidden W1 + b1) W2 + b2)`
+    fn feed_forward(
+        &self,
+        stream: &Stream,
+        hidden: &mut Buffer,
+        wide: &mut Buffer,
+        projected: &mut Buffer,
+        rows: usize,
+    ) -> Result<(), Error> {
+        let Linear { weight, bias } = &self.intermediate;
+        gemm(stream, wide, hidden, weight, 0..1, rows, Epilogue::BiasGeluErf(bias))?;
+        let Linear { weight, bias } = &self.output;
+        gemm(stream, projected, wide, weight, 0..1, rows, Epilogue::Bias(bias))?;
+        Ok(add_layer_norm(stream, hidden, projected, self.output_norm.get(), rows)?)
+    }
+}

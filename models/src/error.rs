@@ -1,0 +1,23 @@
+//! Why a model could not be made or run.
+
+/// An error of the loader or of a kernel; both name what was wrong, and where.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file, tensor or configuration field.
+    #[error(transparent)]
+    Loader(#[from] outcrop_loader::Error),
+    /// A kernel refused its operands.
+    #[error(transparent)]
+    Kernel(#[from] outcrop_kernels::Error),
+    /// A sequence is longer than the model's table of positions.
+    #[error(
+        "{tokens} tokens do not fit the model's {max_tokens} positions; lower max_length to {max_tokens} or shorten the text"
+    )]
+    TooLong {
+        /// Tokens of the sequence, special ones included.
+        tokens: usize,
+        /// Tokens the model can place.
+        max_tokens: usize,
+    },
+}

@@ -1,0 +1,75 @@
+//! Vectors of texts.
+
+use outcrop_models::Pooling;
+use outcrop_models::input::{Sequence, encode_text};
+
+use super::run::Output;
+use super::{Embedding, Engine};
+use crate::options::Instruction;
+use crate::{EmbedOptions, Error};
+
+/// FlagEmbedding's limit of a text, in tokens, where the model's files state none.
+const MAX_LENGTH_DEFAULT: usize = 512;
+
+impl Engine {
+    /// One vector per text, in order.
+    ///
+    /// The outer error refuses the call: a reranker, a malformed instruction format. An inner error is that text's alone:
+    /// too long for the model's positions, or a vector that is not finite.
+    pub fn embed<T: AsRef<str> + Sync>(
+        &self,
+        texts: &[T],
+        options: &EmbedOptions,
+    ) -> Result<Vec<Result<Embedding, Error>>, Error> {
+        if self.is_reranker() {
+            return Err(Error::NotAnEmbedder { architecture: self.config().architecture.name() });
+        }
+        let instruction = Instruction::parse(options.instruction.as_deref(), &options.instruction_format)?;
+        let max_length = options.max_length.unwrap_or_else(|| self.embed_max_length());
+        let sequences = self.encode_all(texts.len(), |i| {
+            let ids = self.tokenizer.encode(&instruction.apply(texts[i].as_ref()))?;
+            Ok(encode_text(&ids, self.special_ids(), max_length))
+        });
+        let pooling = options.pooling.unwrap_or_else(|| self.pooling());
+        let normalize = options.normalize.unwrap_or_else(|| {
+            self.sentence_transformers
+                .as_ref()
+                .is_none_or(|sentence_transformers| sentence_transformers.normalize)
+        });
+        let hidden_size = self.config().hidden_size;
+        let outputs = self.run(sequences, |act, batch| {
+            let vectors = self.encoder.embeddings(&self.stream, act, batch, pooling, normalize)?;
+            Ok(vectors.chunks_exact(hidden_size).map(<[f32]>::to_vec).collect())
+        })?;
+        let embedding = |Output { value, tokens, truncated }: Output<Vec<f32>>| {
+            if value.iter().all(|x| x.is_finite()) {
+                Ok(Embedding { vector: value, tokens, truncated })
+            } else {
+                Err(self.non_finite())
+            }
+        };
+        Ok(outputs.into_iter().map(|output| output.and_then(embedding)).collect())
+    }
+
+    /// The sequence that [`Engine::embed`] would run for a text.
+    pub fn text_sequence(&self, text: &str, options: &EmbedOptions) -> Result<Sequence, Error> {
+        let instruction = Instruction::parse(options.instruction.as_deref(), &options.instruction_format)?;
+        let max_length = options.max_length.unwrap_or_else(|| self.embed_max_length());
+        let ids = self.tokenizer.encode(&instruction.apply(text))?;
+        Ok(encode_text(&ids, self.special_ids(), max_length))
+    }
+
+    /// Tokens of a text unless the caller says otherwise.
+    fn embed_max_length(&self) -> usize {
+        let stated = self.sentence_transformers.as_ref().and_then(|s| s.max_seq_length);
+        stated.unwrap_or_else(|| MAX_LENGTH_DEFAULT.min(self.config().max_tokens()))
+    }
+
+    /// How the model's vectors are pooled: as its files say, else by the first token.
+    fn pooling(&self) -> Pooling {
+        match self.sentence_transformers.as_ref().map(|s| s.pooling) {
+            Some(outcrop_loader::Pooling::Mean) => Pooling::Mean,
+            Some(outcrop_loader::Pooling::Cls) | None => Pooling::Cls,
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! Where fixtures are and how they read.
+
+use std::path::{Path, PathBuf};
+
+use outcrop::{EmbedOptions, Engine, EngineOptions, Pooling, ScoreOptions};
+use serde_json::Value;
+
+/// `tests/fixtures/<name>`.
+pub(crate) fn path(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name)
+}
+
+/// The model directories whose names begin with `prefix`: the fixtures, and those of a full oracle when `OUTCROP_ORACLE`
+/// names its directory.
+pub(crate) fn models(prefix: &str) -> Vec<PathBuf> {
+    let mut roots = vec![path("")];
+    roots.extend(std::env::var_os("OUTCROP_ORACLE").map(PathBuf::from));
+    let mut found = Vec::new();
+    for root in roots {
+        for entry in std::fs::read_dir(&root).unwrap_or_else(|e| panic!("{}: {e}", root.display())) {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            if name.starts_with(prefix) && path.join("expected.json").exists() {
+                found.push(path);
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+pub(crate) fn json(path: impl AsRef<Path>) -> Value {
+    let path = path.as_ref();
+    let text = std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    serde_json::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+pub(crate) fn engine(dir: impl AsRef<Path>) -> Engine {
+    Engine::open(dir, &EngineOptions { threads: Some(2), ..Default::default() }).unwrap()
+}
+
+/// A case of an `expected.json` of a reranker.
+pub(crate) struct PairCase {
+    pub(crate) name: String,
+    pub(crate) pairs: Vec<(String, String)>,
+    pub(crate) options: ScoreOptions,
+    /// Token ids of each pair, where the oracle recorded them.
+    pub(crate) input_ids: Option<Vec<Vec<u32>>>,
+    /// The scores, or `None` where the reference fails.
+    pub(crate) scores: Option<Vec<f64>>,
+}
+
+/// The cases of a reranker's `expected.json`.
+pub(crate) fn pair_cases(dir: &Path) -> Vec<PairCase> {
+    let expected = json(dir.join("expected.json"));
+    let text = |v: &Value| v.as_str().unwrap().to_owned();
+    let cases = expected["cases"].as_array().unwrap().iter();
+    cases
+        .map(|case| {
+            let pairs = match case.get("pairs") {
+                Some(pairs) => {
+                    pairs.as_array().unwrap().iter().map(|pair| (text(&pair[0]), text(&pair[1]))).collect()
+                }
+                None => case["pair_ids"]
+                    .as_array()
+                    .unwrap()
+                    .iter()
+                    .map(|id| &expected["pairs"][id.as_str().unwrap()])
+                    .map(|pair| (text(&pair["query"]), text(&pair["passage"])))
+                    .collect(),
+            };
+            let constructor = |name: &str| case.get("constructor").and_then(|c| c.get(name)).map(text);
+            let option = |name: &str| case["options"].get(name).and_then(Value::as_u64).map(|x| x as usize);
+            let defaults = ScoreOptions::default();
+            PairCase {
+                name: text(&case["name"]),
+                pairs,
+                options: ScoreOptions {
+                    max_length: option("max_length"),
+                    query_max_length: option("query_max_length"),
+                    normalize: case["options"].get("normalize").is_some_and(|x| x == true),
+                    query_instruction: constructor("query_instruction_for_rerank"),
+                    passage_instruction: constructor("passage_instruction_for_rerank"),
+                    query_instruction_format: constructor("query_instruction_format")
+                        .unwrap_or(defaults.query_instruction_format),
+                    passage_instruction_format: constructor("passage_instruction_format")
+                        .unwrap_or(defaults.passage_instruction_format),
+                },
+                input_ids: case.get("input_ids").map(id_lists),
+                scores: case.get("scores").map(numbers),
+            }
+        })
+        .collect()
+}
+
+/// A case of an `expected.json` of an embedder.
+pub(crate) struct TextCase {
+    pub(crate) name: String,
+    pub(crate) texts: Vec<String>,
+    pub(crate) options: EmbedOptions,
+    pub(crate) input_ids: Vec<Vec<u32>>,
+    pub(crate) vectors: Vec<Vec<f64>>,
+}
+
+/// The cases of an embedder's `expected.json`.
+pub(crate) fn text_cases(dir: &Path) -> Vec<TextCase> {
+    let expected = json(dir.join("expected.json"));
+    let text = |v: &Value| v.as_str().unwrap().to_owned();
+    let cases = expected["cases"].as_array().unwrap().iter();
+    cases
+        .map(|case| {
+            let constructor = |name: &str| case.get("constructor").and_then(|c| c.get(name));
+            let is_query = case.get("method").is_some_and(|m| m == "encode_queries");
+            let max_length = case["options"].get("max_length").and_then(Value::as_u64).map(|x| x as usize);
+            TextCase {
+                name: text(&case["name"]),
+                texts: case["text_ids"]
+                    .as_array()
+                    .unwrap()
+                    .iter()
+                    .map(|id| text(&expected["texts"][id.as_str().unwrap()]))
+                    .collect(),
+                options: EmbedOptions {
+                    max_length,
+                    normalize: constructor("normalize_embeddings").and_then(Value::as_bool),
+                    pooling: constructor("pooling_method").map(|p| match p.as_str() {
+                        Some("mean") => Pooling::Mean,
+                        other => panic!("pooling {other:?}"),
+                    }),
+                    instruction: constructor("query_instruction_for_retrieval")
+                        .filter(|_| is_query)
+                        .map(text),
+                    ..Default::default()
+                },
+                input_ids: id_lists(&case["input_ids"]),
+                vectors: case["vectors"].as_array().unwrap().iter().map(numbers).collect(),
+            }
+        })
+        .collect()
+}
+
+fn id_lists(lists: &Value) -> Vec<Vec<u32>> {
+    let ids = |list: &Value| list.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect();
+    lists.as_array().unwrap().iter().map(ids).collect()
+}
+
+fn numbers(list: &Value) -> Vec<f64> {
+    list.as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect()
+}
+
+/// Whether `name` is one of the comma-separated words of `REQUIRE`: things a test may not skip for want of.
+pub(crate) fn required(name: &str) -> bool {
+    std::env::var("REQUIRE").is_ok_and(|list| list.split(',').any(|word| word == name))
+}
+
+/// Copies a model directory, following links, so that a test can break the copy.
+pub(crate) fn copy_model(name: &str) -> tempfile::TempDir {
+    let target = tempfile::tempdir().unwrap();
+    copy_dir(&path(name), target.path());
+    target
+}
+
+fn copy_dir(from: &Path, to: &Path) {
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            std::fs::create_dir(&target).unwrap();
+            copy_dir(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
