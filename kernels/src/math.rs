@@ -1,16 +1,28 @@
 //! Elementary functions that vectorise.
 //!
 //! All are branch-free and made of additions, fused multiply-adds and bit operations, so that a loop over them becomes vector
-//! code. [`vectorize`] compiles such a loop for the widest instruction set of the machine at hand. Coefficients come from
+//! code. [`vectorize!`](vectorize) compiles such a loop for the widest instruction set of the machine at hand. Coefficients come from
 //! `scripts/fit_math.py`; each function's error bound is tested against f64 in this file.
 
 use pulp::{Arch, NullaryFnOnce};
 
-/// Runs `work`, compiled once per instruction set, in the variant this machine supports (x86: SSE2, AVX2 + FMA, AVX-512).
+/// Runs an expression compiled once per instruction set, in the variant this machine supports (x86: SSE2, AVX2 + FMA, AVX-512).
 ///
-/// Everything `work` calls must be `#[inline(always)]` to be compiled along with it.
-#[inline]
-pub(crate) fn vectorize<F: FnOnce() -> R, R>(work: F) -> R {
+/// A macro, because only code that is inlined into the variant is compiled for it: the closure must carry the attribute, and
+/// without it every `mul_add` is a call to the C library. Functions it calls must be `#[inline(always)]` too.
+macro_rules! vectorize {
+    ($work:expr) => {
+        $crate::math::dispatch(
+            #[inline(always)]
+            || $work,
+        )
+    };
+}
+pub(crate) use vectorize;
+
+/// What [`vectorize`] expands to.
+#[inline(always)]
+pub(crate) fn dispatch<F: FnOnce() -> R, R>(work: F) -> R {
     struct Work<F>(F);
     impl<F: FnOnce() -> R, R> NullaryFnOnce for Work<F> {
         type Output = R;
@@ -199,7 +211,7 @@ mod tests {
     fn vector_and_scalar_code_agree_bit_for_bit() {
         let x: Vec<f32> = (0..1003).map(|i| (i as f32 - 500.0) * 0.02).collect();
         let mut vector = x.clone();
-        vectorize(|| vector.iter_mut().for_each(|x| *x = gelu_erf(*x)));
+        vectorize!(vector.iter_mut().for_each(|x| *x = gelu_erf(*x)));
         for (x, v) in x.iter().zip(vector) {
             assert_eq!(gelu_erf(*x).to_bits(), v.to_bits());
         }

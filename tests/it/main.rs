@@ -11,8 +11,6 @@ mod mutants;
 mod bit_equality;
 // A real checkpoint: all-MiniLM-L6-v2.
 mod minilm;
-// Broken model directories and inputs, through the library.
-mod bad_input;
 // Memory: no allocation in the layer loop, resident size.
 mod memory;
 // The command line as a user runs it.

@@ -21,7 +21,7 @@ pub(super) fn add_layer_norm(
         // SAFETY: tasks own disjoint runs of rows.
         let x = unsafe { x.slice(first * hidden_size, rows * hidden_size) };
         let y = &y[first * hidden_size..(first + rows) * hidden_size];
-        vectorize(|| {
+        vectorize!({
             for (x, y) in x.chunks_exact_mut(hidden_size).zip(y.chunks_exact(hidden_size)) {
                 x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
                 layer_norm_row(x, norm.weight, norm.bias, norm.eps);

@@ -128,12 +128,19 @@ impl Scratch {
         // Scores come out in units of log2, so that the softmax needs exp2 only.
         let scale = softmax_scale * std::f32::consts::LOG2_E;
         let transposed = &mut self.q.as_mut_slice()[..head_dim * width];
-        for i in 0..width {
-            if i < block.num_queries {
-                let row = &q.data[i * q.stride..i * q.stride + head_dim];
-                row.iter().enumerate().for_each(|(j, x)| transposed[j * width + i] = x * scale);
-            } else {
-                (0..head_dim).for_each(|j| transposed[j * width + i] = 0.0);
+        let zeros = [0.0; HEAD_DIM_MAX];
+        for first in (0..width).step_by(16) {
+            let rows: [&[f32]; 16] = std::array::from_fn(|l| {
+                let row = first + l;
+                if row < block.num_queries {
+                    &q.data[row * q.stride..][..head_dim]
+                } else {
+                    &zeros[..head_dim]
+                }
+            });
+            for (j, out) in transposed.chunks_exact_mut(width).enumerate() {
+                let out = &mut out[first..first + 16];
+                out.iter_mut().zip(&rows).for_each(|(out, row)| *out = row[j] * scale);
             }
         }
         self.max[..width].fill(f32::NEG_INFINITY);
@@ -158,10 +165,10 @@ impl Scratch {
                 false,
             );
         }
-        vectorize(|| self.softmax(num_keys, width));
+        vectorize!(self.softmax(num_keys, width));
         let first = first_key == 0;
         if !first {
-            vectorize(|| self.rescale_output(block));
+            vectorize!(self.rescale_output(block));
         }
         // acc[queries, head_dim] += scoresᵀ · v: the crate's m runs along head_dim.
         // SAFETY: `acc` holds BLOCK_Q * HEAD_DIM_MAX >= num_queries * head_dim elements; values are in bounds by `rows`.
@@ -183,31 +190,33 @@ impl Scratch {
     /// Replaces the scores by their exponentials against the new running maximum, and brings the sums to it.
     #[inline(always)]
     fn softmax(&mut self, num_keys: usize, width: usize) {
-        let scores = &mut self.scores.as_mut_slice()[..num_keys * width];
-        // Vector by vector of 16 queries: maxima and sums stay in registers down the keys.
-        for i in (0..width).step_by(16) {
-            let old: [f32; 16] = std::array::from_fn(|l| self.max[i + l]);
+        let (scores, _) = self.scores.as_mut_slice()[..num_keys * width].as_chunks_mut::<16>();
+        let stride = width / 16;
+        // Vector by vector of 16 queries, down the keys: maxima and sums stay in registers.
+        for i in 0..stride {
+            let queries = i * 16..i * 16 + 16;
+            let mut old = [0.0; 16];
+            old.copy_from_slice(&self.max[queries.clone()]);
             let mut max = old;
-            for row in scores.chunks_exact(width) {
-                for l in 0..16 {
-                    let x = row[i + l];
-                    max[l] = if x > max[l] { x } else { max[l] };
+            for vector in scores[i..].iter().step_by(stride) {
+                for (max, x) in max.iter_mut().zip(vector) {
+                    *max = if *x > *max { *x } else { *max };
                 }
             }
-            let mut sum = [0.0f32; 16];
-            for row in scores.chunks_exact_mut(width) {
-                for l in 0..16 {
-                    let e = exp2(row[i + l] - max[l]);
-                    row[i + l] = e;
-                    sum[l] += e;
+            let mut sum = [0.0; 16];
+            for vector in scores[i..].iter_mut().step_by(stride) {
+                for ((x, max), sum) in vector.iter_mut().zip(&max).zip(&mut sum) {
+                    *x = exp2(*x - max);
+                    *sum += *x;
                 }
             }
-            for l in 0..16 {
-                let rescale = exp2(old[l] - max[l]);
-                self.rescale[i + l] = rescale;
-                self.sum[i + l] = self.sum[i + l].mul_add(rescale, sum[l]);
-                self.max[i + l] = max[l];
+            let rescale: [f32; 16] = std::array::from_fn(|l| exp2(old[l] - max[l]));
+            for (total, (sum, rescale)) in self.sum[queries.clone()].iter_mut().zip(sum.iter().zip(&rescale))
+            {
+                *total = total.mul_add(*rescale, *sum);
             }
+            self.rescale[queries.clone()].copy_from_slice(&rescale);
+            self.max[queries].copy_from_slice(&max);
         }
     }
 
@@ -222,7 +231,7 @@ impl Scratch {
     /// Divides by the sums and writes the rows out.
     fn finish<'o>(&self, out: impl Iterator<Item = &'o mut [f32]>, block: Block) {
         let rows = self.acc.as_slice().chunks_exact(block.head_dim);
-        vectorize(|| {
+        vectorize!({
             for ((out, row), sum) in out.zip(rows).zip(&self.sum) {
                 let inverse = 1.0 / sum;
                 out.iter_mut().zip(row).for_each(|(o, x)| *o = x * inverse);

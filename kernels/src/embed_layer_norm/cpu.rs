@@ -24,7 +24,7 @@ pub(super) fn embed_layer_norm(
         // SAFETY: tasks own disjoint runs of rows.
         let out = unsafe { out.slice(first * hidden_size, tokens * hidden_size) };
         let ids = input_ids[first..first + tokens].iter().zip(&position_ids[first..first + tokens]);
-        vectorize(|| {
+        vectorize!({
             for (row, (id, position_id)) in out.chunks_exact_mut(hidden_size).zip(ids) {
                 let word = tables.word.slice(*id as usize * hidden_size, hidden_size);
                 let position = tables.position.slice(*position_id as usize * hidden_size, hidden_size);

@@ -59,9 +59,9 @@ impl Matrix {
                     found: part.weights.len(),
                 });
             }
-            // Equal widths in whole vectors of 16, so that no panel is left narrow.
+            // Equal widths in whole tiles of the microkernel (64 outputs with AVX-512), so that no panel is left narrow.
             let num_panels = part.rows.div_ceil(PANEL_WIDTH_MAX);
-            let width = part.rows.div_ceil(num_panels).next_multiple_of(16);
+            let width = part.rows.div_ceil(num_panels).next_multiple_of(64);
             let first_row = matrix.n();
             matrix.panels.extend(stream.map(part.rows.div_ceil(width), |i| {
                 let start = i * width;

@@ -12,7 +12,7 @@ pub(super) fn l2_normalize(stream: &Stream, x: &mut [f32], num_rows: usize, hidd
     stream.for_each_rows(num_rows, ROWS_PER_TASK, |first, rows| {
         // SAFETY: tasks own disjoint runs of rows.
         let x = unsafe { x.slice(first * hidden_size, rows * hidden_size) };
-        vectorize(|| {
+        vectorize!({
             for row in x.chunks_exact_mut(hidden_size) {
                 let norm = dot(row, row).sqrt();
                 // A NaN norm stays NaN: `max` would hide it.

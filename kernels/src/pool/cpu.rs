@@ -20,7 +20,7 @@ pub(super) fn pool(
         let rows = segments.range(seq);
         out.copy_from_slice(&x[rows.start * hidden_size..][..hidden_size]);
         if pooling == Pooling::Mean {
-            vectorize(|| {
+            vectorize!({
                 for row in x[(rows.start + 1) * hidden_size..rows.end * hidden_size].chunks_exact(hidden_size)
                 {
                     out.iter_mut().zip(row).for_each(|(o, x)| *o += x);

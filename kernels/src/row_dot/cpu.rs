@@ -12,7 +12,7 @@ pub(super) fn row_dot(stream: &Stream, out: &mut [f32], x: &[f32], weight: &[f32
     stream.for_each_rows(num_rows, ROWS_PER_TASK, |first, rows| {
         // SAFETY: tasks own disjoint runs of rows.
         let out = unsafe { out.slice(first, rows) };
-        vectorize(|| {
+        vectorize!({
             for (i, out) in out.iter_mut().enumerate() {
                 let start = (first + i) * weight.len();
                 *out = dot(&x[start..start + weight.len()], weight) + bias;

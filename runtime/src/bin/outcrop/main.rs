@@ -1,3 +1,74 @@
-//! The `outcrop` command line.
+//! The `outcrop` command line: arguments, files and terminals around the library.
+//!
+//! Results go to standard output or to `--output`; everything else goes to standard error. Exit status: 0, all
+//! done; 1, some inputs failed and the others were done; 2, a wrong call, or nothing could be done.
 
-fn main() {}
+mod args;
+mod embed;
+mod error;
+mod inspect;
+mod lines;
+mod model;
+mod npy;
+mod output;
+mod progress;
+mod record;
+mod report;
+mod rerank;
+mod score;
+mod synth;
+#[cfg(test)]
+mod tests;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::{Args, Command};
+use error::Error;
+
+/// How a command that ran to its end came out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Status {
+    /// Every input has its result.
+    Done,
+    /// Some inputs failed, and each was reported.
+    SomeFailed,
+    /// Every input failed, and each was reported.
+    AllFailed,
+}
+
+impl Status {
+    /// The status of a command that failed on `failed` of `total` inputs.
+    fn of(failed: u64, total: u64) -> Status {
+        match failed {
+            0 => Status::Done,
+            failed if failed < total => Status::SomeFailed,
+            _ => Status::AllFailed,
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let Args { command, quiet } = Args::parse();
+    let result = match command {
+        Command::Rerank(args) => rerank::run(&args, quiet),
+        Command::Score(args) => score::run(&args, quiet),
+        Command::Embed(args) => embed::run(&args, quiet),
+        Command::Inspect(args) => inspect::run(&args, quiet),
+        Command::Synth(args) => synth::run(&args, quiet),
+    };
+    match result {
+        Ok(Status::Done) => ExitCode::SUCCESS,
+        Ok(Status::SomeFailed) => ExitCode::from(1),
+        Ok(Status::AllFailed) => ExitCode::from(2),
+        // The reader of our output has seen enough: `outcrop ... | head`.
+        Err(Error::Write { source, .. }) if source.kind() == std::io::ErrorKind::BrokenPipe => {
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            report::error(&error);
+            ExitCode::from(2)
+        }
+    }
+}

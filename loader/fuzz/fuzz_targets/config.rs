@@ -1,0 +1,21 @@
+//! A `config.json` of any bytes: what is accepted is a shape that can be computed with.
+//!
+//! `cargo +nightly fuzz run config fuzz/corpus/config fuzz/seeds/config`, in `loader/`.
+
+#![no_main]
+
+use std::path::Path;
+
+use libfuzzer_sys::fuzz_target;
+use outcrop_loader::Config;
+
+fuzz_target!(|bytes: &[u8]| {
+    match Config::parse(Path::new("config.json"), bytes) {
+        Ok(Config::Encoder(config)) => {
+            assert_eq!(config.head_dim() * config.num_attention_heads, config.hidden_size);
+            assert!(config.max_tokens() >= 1 && config.num_hidden_layers >= 1);
+            assert!((config.pad_token_id as usize) < config.vocab_size);
+        }
+        Err(error) => assert!(error.to_string().contains("config.json")),
+    }
+});

@@ -1,0 +1,171 @@
+//! `tokenizer.json`: text to ids.
+//!
+//! Truncation and padding in the file are ignored: they are traces of how the file was saved, and what a text is cut
+//! to is decided by whoever builds the input.
+
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use serde_json::Value;
+use tokenizers::ModelWrapper;
+use tokenizers::normalizers::Precompiled;
+
+use crate::Error;
+use crate::json;
+
+#[cfg(test)]
+mod tests;
+
+const TOKENIZER: &str = "tokenizer.json";
+
+/// The longest `tokenizer.json` that is read. Those of the largest published vocabularies have about 35 MB.
+const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
+
+/// A tokenizer. Can be used from many threads at once.
+#[derive(Debug)]
+pub struct Tokenizer {
+    path: PathBuf,
+    inner: tokenizers::Tokenizer,
+    kind: TokenizerKind,
+    prefix: Vec<u32>,
+    suffix: Vec<u32>,
+    vocab_size: usize,
+}
+
+/// How a tokenizer splits words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TokenizerKind {
+    /// The most probable segmentation under a unigram model (SentencePiece; XLM-RoBERTa).
+    Unigram,
+    /// Byte-pair merges (Gemma, MiniCPM).
+    Bpe,
+    /// Longest match first (BERT).
+    WordPiece,
+}
+
+impl Tokenizer {
+    /// Reads the `tokenizer.json` of the model directory `dir`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoTokenizer`], which says how to make the file if the directory has a tokenizer in an older format,
+    /// and the errors of [`Tokenizer::from_file`].
+    pub fn open(dir: &Path) -> Result<Tokenizer, Error> {
+        let path = dir.join(TOKENIZER);
+        match json::read_if_present(&path, MAX_TOKENIZER_BYTES)? {
+            Some(bytes) => Tokenizer::parse(&path, &bytes),
+            None => Err(no_tokenizer(dir)),
+        }
+    }
+
+    /// Reads a file in the format of `tokenizer.json`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Read`], [`Error::FileTooLarge`], [`Error::GitLfsPointer`], [`Error::Tokenizer`],
+    /// [`Error::SpecialTokens`].
+    pub fn from_file(path: &Path) -> Result<Tokenizer, Error> {
+        match json::read_if_present(path, MAX_TOKENIZER_BYTES)? {
+            Some(bytes) => Tokenizer::parse(path, &bytes),
+            None => Err(Error::Read { path: path.to_owned(), source: std::io::ErrorKind::NotFound.into() }),
+        }
+    }
+
+    /// How words are split.
+    pub fn kind(&self) -> TokenizerKind {
+        self.kind
+    }
+
+    /// The ids of `text`, with no special ids around them and nothing cut off.
+    ///
+    /// A special token that is spelt out in the text becomes its id, as in the reference.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Encode`], for a vocabulary that has no way to write the text.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>, Error> {
+        let encoding = self.inner.encode_fast(text, false);
+        let encoding = encoding.map_err(|source| Error::Encode { path: self.path.clone(), source })?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The special ids before and after a single text: `<s>` and `</s>` for XLM-RoBERTa, `[CLS]` and `[SEP]` for
+    /// BERT.
+    pub fn special_ids(&self) -> (&[u32], &[u32]) {
+        (&self.prefix, &self.suffix)
+    }
+
+    /// The number of tokens, added ones included.
+    pub fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    /// The id of a token, spelt as in the file.
+    pub fn token_to_id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    fn parse(path: &Path, bytes: &[u8]) -> Result<Tokenizer, Error> {
+        let invalid = |source| Error::Tokenizer { path: path.to_owned(), source };
+        check_normalizer(bytes).map_err(|error| invalid(error.into()))?;
+        let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(invalid)?;
+        inner.with_padding(None).with_truncation(None).map_err(invalid)?;
+        let kind = match inner.get_model() {
+            ModelWrapper::Unigram(_) => TokenizerKind::Unigram,
+            ModelWrapper::BPE(_) => TokenizerKind::Bpe,
+            ModelWrapper::WordPiece(_) => TokenizerKind::WordPiece,
+            ModelWrapper::WordLevel(_) => return Err(Error::UnsupportedTokenizer { path: path.to_owned() }),
+        };
+        let (prefix, suffix) = special_ids(path, &inner)?;
+        let vocab_size = inner.get_vocab_size(true);
+        Ok(Tokenizer { path: path.to_owned(), inner, kind, prefix, suffix, vocab_size })
+    }
+}
+
+/// Parses the character maps of the file's normalizer, on which the tokenizers crate panics if they are damaged.
+fn check_normalizer(bytes: &[u8]) -> Result<(), serde_json::Error> {
+    #[derive(Deserialize)]
+    struct File {
+        normalizer: Option<Value>,
+    }
+    let mut normalizers = Vec::from_iter(serde_json::from_slice::<File>(bytes)?.normalizer);
+    while let Some(normalizer) = normalizers.pop() {
+        if normalizer["type"] == "Precompiled" {
+            serde_json::from_str::<Precompiled>(&normalizer.to_string())?;
+        }
+        if let Some(Value::Array(parts)) = normalizer.get("normalizers") {
+            normalizers.extend(parts.iter().cloned());
+        }
+    }
+    Ok(())
+}
+
+/// What the file's post-processor puts before and after a text, found by tokenising one.
+fn special_ids(path: &Path, inner: &tokenizers::Tokenizer) -> Result<(Vec<u32>, Vec<u32>), Error> {
+    const PROBE: &str = "a";
+    let encode = |add_special_tokens| {
+        let encoding = inner.encode_fast(PROBE, add_special_tokens);
+        encoding.map_err(|source| Error::Encode { path: path.to_owned(), source })
+    };
+    let bare = encode(false)?;
+    let wrapped = encode(true)?;
+    let ids = wrapped.get_ids();
+    let before = wrapped.get_special_tokens_mask().iter().take_while(|special| **special == 1).count();
+    let after = before + bare.len();
+    if bare.is_empty() || ids.get(before..after) != Some(bare.get_ids()) {
+        return Err(Error::SpecialTokens { path: path.to_owned() });
+    }
+    Ok((ids[..before].to_vec(), ids[after..].to_vec()))
+}
+
+/// The error for a directory without `tokenizer.json`.
+fn no_tokenizer(dir: &Path) -> Error {
+    let found = ["sentencepiece.bpe.model", "tokenizer.model", "vocab.txt"];
+    let found = found.into_iter().find(|name| dir.join(name).exists());
+    let command = format!(
+        "python3 -c \"import sys, transformers; \
+         transformers.AutoTokenizer.from_pretrained(sys.argv[1], use_fast=True).save_pretrained(sys.argv[1])\" {}",
+        json::shell_quoted(dir)
+    );
+    Error::NoTokenizer { dir: dir.to_owned(), found, command }
+}

@@ -1,0 +1,282 @@
+//! The arguments of every command.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+
+use crate::synth::{Dtype, Family, Size, Task};
+
+/// Score (query, passage) pairs with reranker models.
+#[derive(Debug, Parser)]
+#[command(
+    name = "outcrop",
+    version,
+    after_help = "\
+Examples:
+  outcrop rerank --model BAAI/bge-reranker-base 'what is panda?' 'hi' 'The giant panda is a bear.'
+  outcrop score --model ./bge-reranker-v2-m3 --input pairs.jsonl --output scores.jsonl
+  outcrop embed --model BAAI/bge-m3 --input texts.jsonl > vectors.jsonl
+  outcrop inspect ./bge-reranker-base
+  outcrop synth --family xlmr --size base ./random-base
+
+Exit status: 0, all done; 1, some inputs failed and the others were done; 2, a wrong call, or nothing could be done."
+)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+    /// Print no progress and no summary; errors are still printed.
+    #[arg(long, short, global = true)]
+    pub(crate) quiet: bool,
+}
+
+/// A command.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Rerank(RerankArgs),
+    Score(ScoreArgs),
+    Embed(EmbedArgs),
+    Inspect(InspectArgs),
+    Synth(SynthArgs),
+}
+
+/// Where the model is.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct ModelArgs {
+    /// A model directory, or a model's name on the hub such as BAAI/bge-reranker-base.
+    #[arg(long, short, value_name = "MODEL")]
+    pub(crate) model: String,
+    /// Branch, tag or commit of a model on the hub.
+    #[arg(long, value_name = "REVISION")]
+    pub(crate) revision: Option<String>,
+}
+
+/// How the work is done. No result depends on these.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct EngineArgs {
+    /// Number of threads; all cores if not given.
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: Option<NonZeroUsize>,
+    /// Most tokens computed in one batch: more needs more memory.
+    #[arg(long, value_name = "N")]
+    pub(crate) batch_tokens: Option<NonZeroUsize>,
+}
+
+/// How a pair becomes a score.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct PairArgs {
+    /// Longest input in tokens; the end of a longer passage is cut off.
+    #[arg(long, value_name = "TOKENS")]
+    pub(crate) max_length: Option<usize>,
+    /// Longest query in tokens; three quarters of the longest input if not given.
+    #[arg(long, value_name = "TOKENS")]
+    pub(crate) query_max_length: Option<usize>,
+    /// Map scores into 0..1 with the logistic function.
+    #[arg(long)]
+    pub(crate) normalize: bool,
+    /// Text put before every query.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) query_instruction: Option<String>,
+    /// Text put before every passage.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) passage_instruction: Option<String>,
+    /// How instruction and query are joined: the first {} is the instruction, the second the query.
+    #[arg(long, value_name = "FORMAT", default_value = "{}{}")]
+    pub(crate) query_instruction_format: String,
+    /// How instruction and passage are joined.
+    #[arg(long, value_name = "FORMAT", default_value = "{}{}")]
+    pub(crate) passage_instruction_format: String,
+}
+
+/// A file of lines.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct LinesArgs {
+    /// The input file; - is standard input.
+    #[arg(long, short, value_name = "FILE")]
+    pub(crate) input: PathBuf,
+    /// The output file; standard output if not given. An existing file is replaced.
+    #[arg(long, short, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+    /// Longest line in bytes; a longer one becomes an error in its place.
+    #[arg(long, value_name = "BYTES", default_value_t = 16 << 20)]
+    pub(crate) max_line_bytes: usize,
+}
+
+/// Rank passages by how well they answer a query, best first.
+///
+/// With an embedding model passages are ranked by the cosine of the angle between the vectors.
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "\
+Examples:
+  outcrop rerank --model BAAI/bge-reranker-base 'what is panda?' 'hi' 'The giant panda is a bear.'
+  outcrop rerank --model ./model 'how do I list open files?' --passages descriptions.txt --top-n 5
+  ls | outcrop rerank --model ./model 'licence' --passages - --json
+
+With --json the output is an array of {\"index\", \"score\", \"passage\"}, best first. The index counts from 0: over the
+arguments, or over the lines of the file. Blank lines of the file are counted but not ranked.")]
+pub(crate) struct RerankArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// The query.
+    pub(crate) query: String,
+    /// The passages.
+    #[arg(value_name = "PASSAGE")]
+    pub(crate) passage: Vec<String>,
+    /// A file with one passage per line; - is standard input.
+    #[arg(long, value_name = "FILE", conflicts_with = "passage")]
+    pub(crate) passages: Option<PathBuf>,
+    /// Show only the N best.
+    #[arg(long, short = 'n', value_name = "N")]
+    pub(crate) top_n: Option<NonZeroUsize>,
+    /// Print a JSON array instead of a table.
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) pair: PairArgs,
+    #[command(flatten)]
+    pub(crate) engine: EngineArgs,
+}
+
+/// Score the pairs of a file, line by line.
+///
+/// Results come in the order of the input and are written as they are computed.
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "\
+Examples:
+  outcrop score --model BAAI/bge-reranker-base --input pairs.jsonl --output scores.jsonl
+  outcrop score --model ./model --input pairs.tsv --normalize
+  zcat pairs.jsonl.gz | outcrop score --model ./model --input - | gzip > scores.jsonl.gz
+
+Input lines:   {\"id\": \"a1\", \"query\": \"...\", \"passage\": \"...\"}     (id is optional; \"document\" is the same as \"passage\")
+               or, in a file named *.tsv, query<TAB>passage
+Output lines:  {\"id\": \"a1\", \"score\": 1.25, \"tokens\": 87, \"truncated\": false}
+               {\"id\": \"a2\", \"error\": \"...\"}
+A line without an id is named by its number, counted from 1: {\"line\": 7, ...}. Blank lines are skipped.")]
+pub(crate) struct ScoreArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    #[command(flatten)]
+    pub(crate) lines: LinesArgs,
+    #[command(flatten)]
+    pub(crate) pair: PairArgs,
+    #[command(flatten)]
+    pub(crate) engine: EngineArgs,
+}
+
+/// Turn the texts of a file into vectors.
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "\
+Examples:
+  outcrop embed --model BAAI/bge-m3 --input texts.jsonl --output vectors.jsonl
+  outcrop embed --model ./bge-base-en-v1.5 --input queries.jsonl \\
+      --instruction 'Represent this sentence for searching relevant passages: '
+  outcrop embed --model ./model --input texts.jsonl --format npy --output vectors.npy
+
+Input lines:   {\"id\": \"a1\", \"text\": \"...\"}     (id is optional)
+Output lines:  {\"id\": \"a1\", \"embedding\": [0.01, ...], \"tokens\": 9, \"truncated\": false}
+               {\"id\": \"a2\", \"error\": \"...\"}
+A line without an id is named by its number, counted from 1: {\"line\": 7, ...}. Blank lines are skipped.
+With --format npy the output is one float32 array [texts, hidden_size]; row i belongs to the i-th line that is not
+blank. The row of a line that failed is all NaN, and the error is printed with the number of the line.")]
+pub(crate) struct EmbedArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    #[command(flatten)]
+    pub(crate) lines: LinesArgs,
+    /// The form of the output.
+    #[arg(long, value_enum, default_value_t = EmbedFormat::Jsonl)]
+    pub(crate) format: EmbedFormat,
+    /// Longest input in tokens; the end of a longer text is cut off.
+    #[arg(long, value_name = "TOKENS")]
+    pub(crate) max_length: Option<usize>,
+    /// Text put before every text.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) instruction: Option<String>,
+    /// How instruction and text are joined: the first {} is the instruction, the second the text.
+    #[arg(long, value_name = "FORMAT", default_value = "{}{}")]
+    pub(crate) instruction_format: String,
+    /// How the vectors of the tokens become one; what the model's files say if not given.
+    #[arg(long, value_enum)]
+    pub(crate) pooling: Option<PoolingArg>,
+    /// Scale vectors to length 1, whatever the model's files say.
+    #[arg(long, overrides_with = "no_normalize")]
+    pub(crate) normalize: bool,
+    /// Leave vectors as they are, whatever the model's files say.
+    #[arg(long, overrides_with = "normalize")]
+    pub(crate) no_normalize: bool,
+    #[command(flatten)]
+    pub(crate) engine: EngineArgs,
+}
+
+/// The form of `embed`'s output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum EmbedFormat {
+    /// One JSON object per line.
+    Jsonl,
+    /// One NumPy array.
+    Npy,
+}
+
+/// How the vectors of the tokens become one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PoolingArg {
+    /// The vector of the first token.
+    Cls,
+    /// The mean over all tokens.
+    Mean,
+}
+
+/// Show what a model is, without reading its weights.
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "\
+Examples:
+  outcrop inspect ./bge-reranker-base
+  outcrop inspect BAAI/bge-m3 --json | jq .parameters")]
+pub(crate) struct InspectArgs {
+    /// A model directory, or a model's name on the hub such as BAAI/bge-reranker-base.
+    #[arg(value_name = "MODEL")]
+    pub(crate) model: String,
+    /// Branch, tag or commit of a model on the hub.
+    #[arg(long, value_name = "REVISION")]
+    pub(crate) revision: Option<String>,
+    /// Print a JSON object instead of a table.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Write a model of a published shape with random weights and a working tokenizer.
+///
+/// It takes the time and the memory of the published model, so that speed can be measured without a download. Its
+/// scores mean nothing. The same seed gives the same bytes on every machine.
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "\
+Examples:
+  outcrop synth --family xlmr --size base ./random-reranker-base
+  outcrop synth --family xlmr --size m3 --dtype f16 --seed 7 ./random-v2-m3
+  outcrop synth --family bert --size large ./random-bge-large-en
+
+Shapes:  xlmr  base, large, m3   as bge-reranker-base, -large, -v2-m3; with --task embed, m3 is as bge-m3
+         bert  base, large       as bge-base-en-v1.5, bge-large-en-v1.5
+         tiny                    2 layers of width 64 and 8192 tokens, for trying things out")]
+pub(crate) struct SynthArgs {
+    /// The family of networks.
+    #[arg(long, value_enum)]
+    pub(crate) family: Family,
+    /// What the model answers with; rerank for xlmr and embed for bert if not given.
+    #[arg(long, value_enum)]
+    pub(crate) task: Option<Task>,
+    /// The published size.
+    #[arg(long, value_enum)]
+    pub(crate) size: Size,
+    /// The type in which the weights are stored.
+    #[arg(long, value_enum, default_value_t = Dtype::F32)]
+    pub(crate) dtype: Dtype,
+    /// Chooses the random weights.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// Write into a directory that is not empty: files of the same names are replaced, others stay.
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// The directory to make.
+    pub(crate) dir: PathBuf,
+}

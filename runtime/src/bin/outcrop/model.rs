@@ -1,0 +1,33 @@
+//! From the model's name on the command line to a directory or an engine.
+
+use std::path::PathBuf;
+
+use outcrop::loader::hub::{self, HubOptions};
+use outcrop::{Engine, EngineOptions};
+
+use crate::args::{EngineArgs, ModelArgs};
+use crate::error::Error;
+use crate::progress::download_bar;
+
+/// The directory of a model, downloaded first if it is only a name.
+pub(crate) fn locate(model: &str, revision: Option<&str>, quiet: bool) -> Result<PathBuf, Error> {
+    let bar = download_bar(quiet);
+    let options = HubOptions { revision: revision.map(str::to_owned) };
+    let dir = hub::resolve(model, &options, &|progress| {
+        bar.set_message(progress.file.to_owned());
+        bar.set_length(progress.bytes_total);
+        bar.set_position(progress.bytes_done);
+    });
+    bar.finish_and_clear();
+    Ok(dir?)
+}
+
+/// Opens the model for work.
+pub(crate) fn open(model: &ModelArgs, engine: &EngineArgs, quiet: bool) -> Result<Engine, Error> {
+    let dir = locate(&model.model, model.revision.as_deref(), quiet)?;
+    let options = EngineOptions {
+        threads: engine.threads.map(Into::into),
+        batch_tokens: engine.batch_tokens.map(Into::into),
+    };
+    Ok(Engine::open(dir, &options)?)
+}
