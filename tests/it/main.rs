@@ -1,5 +1,10 @@
 //! Integration tests of Outcrop, one binary. Fixtures come from the scripts in `tests/oracle`.
 
+// The exemption of tests in clippy.toml does not reach their helper functions.
+#![allow(clippy::unwrap_used, clippy::print_stderr)]
+// Fixtures hold small numbers.
+#![allow(clippy::cast_possible_truncation, clippy::cast_possible_wrap)]
+
 // Where fixtures are and how they read.
 mod fixtures;
 

@@ -1,1 +1,71 @@
-//! To come.
+//! Memory: nothing of size is allocated once a forward pass has begun. (What the whole process takes is tested in `cli`.)
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+use outcrop_loader::{Checkpoint, Config};
+use outcrop_models::{Activations, Batch, Encoder, Stream};
+
+use crate::fixtures::path;
+
+/// Counts allocations of the threads that have asked to be counted.
+struct Counting;
+
+/// Allocations at least this large are counted apart. Activations of the batch below are at least 380 KiB, weights 64 KiB; the
+/// `gemm` crate's flags are at most one byte for each 256 bytes of L2 cache.
+const LARGE_BYTES: usize = 16 << 10;
+
+static COUNTED: AtomicUsize = AtomicUsize::new(0);
+static COUNTED_LARGE: AtomicUsize = AtomicUsize::new(0);
+
+thread_local! {
+    static IS_COUNTED: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
+// SAFETY: every call is passed to the system allocator unchanged; counting allocates nothing.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        if IS_COUNTED.try_with(std::cell::Cell::get).unwrap_or(false) {
+            COUNTED.fetch_add(1, Relaxed);
+            if layout.size() >= LARGE_BYTES {
+                COUNTED_LARGE.fetch_add(1, Relaxed);
+            }
+        }
+        // SAFETY: passed on to the caller.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: passed on to the caller.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// The `gemm` crate keeps one flag per 64 rows of a block in a short vector, made anew in every call. Nothing else may allocate
+/// between the first layer and the last, whatever the length of the batch.
+#[test]
+fn the_layer_loop_allocates_nothing_of_size() {
+    let checkpoint = Arc::new(Checkpoint::open(path("xlmr_base")).unwrap());
+    let Config::Encoder(config) = checkpoint.config().clone();
+    // One thread: all work then happens on this one, and can be counted.
+    let stream = Stream::cpu(Some(1)).unwrap();
+    let encoder = Encoder::load(&stream, checkpoint, &config).unwrap();
+    let mut act = Activations::new(&config, 1024);
+    let ids: Vec<Vec<u32>> = [512, 200, 37, 5].map(|n| (0..n).map(|i| 4 + i % 480).collect()).to_vec();
+    let batch = Batch::new(&config, ids.iter().map(Vec::as_slice));
+    // The first pass makes each thread's scratch memory.
+    let first = encoder.scores(&stream, &mut act, &batch).unwrap();
+
+    let before = (COUNTED.load(Relaxed), COUNTED_LARGE.load(Relaxed));
+    IS_COUNTED.set(true);
+    let second = encoder.scores(&stream, &mut act, &batch).unwrap();
+    IS_COUNTED.set(false);
+    let (all, large) = (COUNTED.load(Relaxed) - before.0, COUNTED_LARGE.load(Relaxed) - before.1);
+    assert_eq!(first, second);
+    assert_eq!(large, 0, "allocations of {LARGE_BYTES} bytes or more in a forward pass");
+    assert!(all > 0, "the counter counts nothing, not even the scores");
+}
