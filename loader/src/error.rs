@@ -406,7 +406,10 @@ pub enum Error {
         revision: String,
     },
     /// Downloading is switched off, and a file is not in the cache.
-    #[error("{file} of {model} is not in {}, and HF_HUB_OFFLINE forbids to download it", cache.display())]
+    #[error(
+        "there is no directory {model}, {file} of a hub model of that name is not in {}, and HF_HUB_OFFLINE forbids to \
+         download it", cache.display()
+    )]
     HubOffline {
         /// The hub id.
         model: String,
@@ -416,7 +419,10 @@ pub enum Error {
         cache: PathBuf,
     },
     /// The hub did not answer, or not in a way that can be understood.
-    #[error("cannot ask {endpoint} for {model}; set HF_HUB_OFFLINE=1 to use only what is in the cache")]
+    #[error(
+        "there is no directory {model}, and {endpoint} cannot be asked for a model of that name; check the path, or set \
+         HF_HUB_OFFLINE=1 to use only what is in the cache"
+    )]
     HubRequest {
         /// The hub id.
         model: String,

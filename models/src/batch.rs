@@ -17,7 +17,7 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Packs sequences in the order given. Each must have passed [`check_length`] and hold at least one token.
+    /// Packs sequences in the order given. Each must have passed [`check_sequence`] and hold at least one token.
     pub fn new<'a>(config: &EncoderConfig, sequences: impl Iterator<Item = &'a [u32]> + Clone) -> Self {
         let segments = Segments::from_lengths(sequences.clone().map(<[u32]>::len));
         let num_seqs = segments.num_seqs();
@@ -47,8 +47,11 @@ impl Batch {
     }
 }
 
-/// Refuses a sequence that the position table cannot hold.
-pub fn check_length(config: &EncoderConfig, input_ids: &[u32]) -> Result<(), Error> {
+/// Refuses a sequence that the model's tables cannot hold.
+pub fn check_sequence(config: &EncoderConfig, input_ids: &[u32]) -> Result<(), Error> {
+    if let Some(id) = input_ids.iter().find(|id| **id as usize >= config.vocab_size) {
+        return Err(Error::UnknownToken { id: *id, vocab_size: config.vocab_size });
+    }
     let rows = config.max_position_embeddings;
     // A sequence with literal padding tokens counts fewer positions than tokens, but the reference allows no more tokens
     // than the table has rows (SPEC 12).

@@ -10,6 +10,14 @@ pub enum Error {
     /// A kernel refused its operands.
     #[error(transparent)]
     Kernel(#[from] outcrop_kernels::Error),
+    /// The tokenizer gave an id that the word embedding table has no row for: the two files are not of one model.
+    #[error("token id {id} has no row in the word embeddings, which have {vocab_size}; tokenizer.json is not this model's")]
+    UnknownToken {
+        /// The id.
+        id: u32,
+        /// Rows of the table.
+        vocab_size: usize,
+    },
     /// A sequence is longer than the model's table of positions.
     #[error(
         "{tokens} tokens do not fit the model's {max_tokens} positions; lower max_length to {max_tokens} or shorten the text"

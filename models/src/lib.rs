@@ -15,7 +15,7 @@ pub mod input;
 mod weights;
 
 pub use activations::Activations;
-pub use batch::{Batch, check_length};
+pub use batch::{Batch, check_sequence};
 pub use encoder::Encoder;
 pub use error::Error;
 pub use outcrop_kernels::Stream;

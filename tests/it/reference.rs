@@ -5,9 +5,10 @@
 use std::path::Path;
 
 use outcrop::loader::Tokenizer;
+use outcrop::{EmbedOptions, Pooling};
 use serde_json::Value;
 
-use crate::fixtures::{PairCase, engine, json, models, pair_cases, path, text_cases};
+use crate::fixtures::{PairCase, copy_model, engine, json, models, pair_cases, path, text_cases};
 
 pub(crate) const SCORE_TOLERANCE: f64 = 5e-5;
 pub(crate) const VECTOR_TOLERANCE: f64 = 1e-5;
@@ -107,6 +108,52 @@ fn embedders_give_the_reference_ids_and_vectors() {
     }
 }
 
+/// The states after every layer, not only the last: the first row and the mean of all rows of each.
+#[test]
+fn every_layer_gives_the_reference_states() {
+    let bytes = std::fs::read(path("xlmr_base/trace.safetensors")).unwrap();
+    let trace = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let ids: Vec<u32> = trace
+        .tensor("input_ids")
+        .unwrap()
+        .data()
+        .chunks_exact(8)
+        .map(|b| i64::from_le_bytes(b.try_into().unwrap()) as u32)
+        .collect();
+    let expected = json(path("xlmr_base/expected.json"));
+    let pair = &expected["pairs"][expected["trace_pair"].as_str().unwrap()];
+    // A literal special token in a text is that token: one text can spell the whole pair.
+    let text = format!("{}</s></s>{}", pair["query"].as_str().unwrap(), pair["passage"].as_str().unwrap());
+    for layers_run in 1..=3 {
+        let dir = copy_model("xlmr_base");
+        let mut config = json(dir.path().join("config.json"));
+        config["architectures"] = serde_json::json!(["XLMRobertaModel"]);
+        config["num_hidden_layers"] = layers_run.into();
+        std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+        let engine = engine(dir.path());
+
+        let state = trace.tensor(&format!("hidden_{layers_run}")).unwrap();
+        let hidden_size = *state.shape().last().unwrap();
+        let state: Vec<f32> =
+            state.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+        assert_eq!(state.len(), ids.len() * hidden_size);
+        let mean = |i: usize| state[i..].iter().step_by(hidden_size).sum::<f32>() / ids.len() as f32;
+        for (pooling, expected) in
+            [(Pooling::Cls, state[..hidden_size].to_vec()), (Pooling::Mean, (0..hidden_size).map(mean).collect())]
+        {
+            let options = EmbedOptions { pooling: Some(pooling), normalize: Some(false), ..Default::default() };
+            assert_eq!(engine.text_sequence(&text, &options).unwrap().input_ids, ids);
+            let got = engine.embed(&[&text], &options).unwrap().remove(0).unwrap().vector;
+            for (i, (got, expected)) in got.iter().zip(&expected).enumerate() {
+                assert!(
+                    (got - expected).abs() <= 2e-5,
+                    "{layers_run} layers, {pooling:?}, element {i}: {got}, expected {expected}"
+                );
+            }
+        }
+    }
+}
+
 #[test]
 fn embedding_models_rank_by_cosine() {
     let dir = path("embed_minilm");
@@ -156,7 +203,7 @@ fn check_tokenizer(file: &Path, cases: &Value) {
 
 #[test]
 fn the_older_tokenizer_layout_gives_the_same_scores() {
-    let dir = crate::fixtures::copy_model("xlmr_base");
+    let dir = copy_model("xlmr_base");
     std::fs::copy(path("xlmr_base/tokenizer.old_layout.json"), dir.path().join("tokenizer.json")).unwrap();
     let case = pair_cases(&path("xlmr_base")).into_iter().find(|case| case.name == "default").unwrap();
     let (new, old) = (engine(path("xlmr_base")), engine(dir.path()));

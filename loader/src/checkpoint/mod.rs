@@ -200,6 +200,21 @@ impl Checkpoint {
         })
     }
 
+    /// The shards that the index names and the directory does not have, sorted by path.
+    pub fn missing_shards(&self) -> Vec<&Path> {
+        let mut missing: Vec<&Path> = self
+            .tensors
+            .values()
+            .filter_map(|location| match location {
+                Location::Stored(_) => None,
+                Location::MissingShard(shard) => Some(shard.as_path()),
+            })
+            .collect();
+        missing.sort();
+        missing.dedup();
+        missing
+    }
+
     /// The model's tokenizer, read anew at each call.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 //! Truncation and padding in the file are ignored: they are traces of how the file was saved, and what a text is cut
 //! to is decided by whoever builds the input.
 
+use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -108,7 +109,10 @@ impl Tokenizer {
     fn parse(path: &Path, bytes: &[u8]) -> Result<Tokenizer, Error> {
         let invalid = |source| Error::Tokenizer { path: path.to_owned(), source };
         check_normalizer(bytes).map_err(|error| invalid(error.into()))?;
-        let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(invalid)?;
+        // The crate has panics left that a damaged file can reach (an added token that normalises to nothing, for one).
+        let parsed = catch_unwind(|| tokenizers::Tokenizer::from_bytes(bytes));
+        let mut inner =
+            parsed.map_err(|_| invalid("the tokenizers library panicked on it; the file is damaged".into()))?.map_err(invalid)?;
         inner.with_padding(None).with_truncation(None).map_err(invalid)?;
         let kind = match inner.get_model() {
             ModelWrapper::Unigram(_) => TokenizerKind::Unigram,

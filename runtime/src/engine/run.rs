@@ -3,7 +3,7 @@
 use std::sync::PoisonError;
 
 use outcrop_models::input::Sequence;
-use outcrop_models::{Activations, Batch, check_length};
+use outcrop_models::{Activations, Batch, check_sequence};
 use rayon::prelude::*;
 
 use super::Engine;
@@ -37,7 +37,7 @@ impl Engine {
     ) -> Result<Vec<Result<Output<T>, Error>>, Error> {
         let config = self.config();
         let fitting = |sequence: Sequence| {
-            check_length(config, &sequence.input_ids)?;
+            check_sequence(config, &sequence.input_ids)?;
             Ok(sequence)
         };
         let sequences: Vec<_> = sequences.into_iter().map(|sequence| sequence.and_then(fitting)).collect();

@@ -154,7 +154,7 @@ fn weights_that_are_not_numbers() {
         bytes[begin..begin + 4].copy_from_slice(&f32::NAN.to_le_bytes());
         fs::write(path, bytes).unwrap();
     });
-    assert_eq!(ran.status, Some(2));
+    assert_eq!(ran.status, Some(1));
     let messages: Vec<&str> = ran.stderr.lines().collect();
     assert_eq!(messages.len(), 2, "{}", ran.stderr);
     for (i, message) in messages.iter().enumerate() {

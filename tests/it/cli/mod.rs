@@ -2,6 +2,7 @@
 
 mod bad_models;
 mod embed;
+mod hub;
 mod inspect;
 mod rerank;
 mod score;
@@ -68,10 +69,18 @@ fn outcrop_with_input<A: AsRef<OsStr>>(args: impl IntoIterator<Item = A>, input:
 
 /// Starts the program with all three streams as pipes, and without a network.
 fn spawn<A: AsRef<OsStr>>(args: impl IntoIterator<Item = A>) -> Child {
+    command(args).spawn().unwrap()
+}
+
+/// The program with all three streams as pipes, and without a network.
+fn command<A: AsRef<OsStr>>(args: impl IntoIterator<Item = A>) -> Command {
     let mut command = Command::new(program());
-    command.args(args).env("HF_HUB_OFFLINE", "1").env_remove("HF_HOME");
+    command.args(args).env("HF_HUB_OFFLINE", "1");
+    for variable in ["HF_HOME", "HF_HUB_CACHE", "HF_ENDPOINT", "HF_TOKEN", "HF_TOKEN_PATH"] {
+        command.env_remove(variable);
+    }
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    command.spawn().unwrap()
+    command
 }
 
 /// The program, built with the profile of the tests if it is not up to date. Cargo tells a test where the programs of

@@ -20,7 +20,7 @@ Examples:
   outcrop inspect ./bge-reranker-base
   outcrop synth --family xlmr --size base ./random-base
 
-Exit status: 0, all done; 1, some inputs failed and the others were done; 2, a wrong call, or nothing could be done."
+Exit status: 0, all done; 1, some inputs failed and the others were done; 2, a wrong call, or a model or file that cannot be used."
 )]
 pub(crate) struct Args {
     #[command(subcommand)]

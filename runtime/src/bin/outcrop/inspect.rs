@@ -58,6 +58,11 @@ fn facts(checkpoint: &Checkpoint) -> Result<Map<String, Value>, Error> {
     fact("stored_types", json!(weights.types));
     fact("weight_bytes", json!(weights.bytes));
     fact("files", json!(weights.files));
+    let missing = checkpoint.missing_shards().into_iter().map(file_name).collect::<Vec<_>>();
+    if !missing.is_empty() {
+        // What is counted above is the rest.
+        fact("missing_files", json!(missing));
+    }
     let tokenizer = checkpoint.tokenizer()?;
     fact("tokenizer", json!(tokenizer_name(tokenizer.kind())));
     fact("tokenizer_vocab_size", json!(tokenizer.vocab_size()));
@@ -93,11 +98,14 @@ impl Weights {
             }
             weights.bytes += tensor.bytes as u64;
             *weights.types.entry(stored_type).or_default() += 1;
-            let file = tensor.file.file_name().map(Path::new).unwrap_or(tensor.file);
-            weights.files.insert(file.display().to_string());
+            weights.files.insert(file_name(tensor.file));
         }
         weights
     }
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().map(Path::new).unwrap_or(path).display().to_string()
 }
 
 fn tokenizer_name(kind: TokenizerKind) -> &'static str {

@@ -1,7 +1,7 @@
 //! The `outcrop` command line: arguments, files and terminals around the library.
 //!
 //! Results go to standard output or to `--output`; everything else goes to standard error. Exit status: 0, all
-//! done; 1, some inputs failed and the others were done; 2, a wrong call, or nothing could be done.
+//! done; 1, some inputs failed and the others were done; 2, a wrong call, or a model or file that cannot be used.
 
 mod args;
 mod embed;
@@ -32,20 +32,14 @@ use error::Error;
 enum Status {
     /// Every input has its result.
     Done,
-    /// Some inputs failed, and each was reported.
+    /// Some inputs failed, perhaps all, and each was reported.
     SomeFailed,
-    /// Every input failed, and each was reported.
-    AllFailed,
 }
 
 impl Status {
-    /// The status of a command that failed on `failed` of `total` inputs.
-    fn of(failed: u64, total: u64) -> Status {
-        match failed {
-            0 => Status::Done,
-            failed if failed < total => Status::SomeFailed,
-            _ => Status::AllFailed,
-        }
+    /// The status of a command that failed on `failed` inputs.
+    fn of(failed: u64) -> Status {
+        if failed == 0 { Status::Done } else { Status::SomeFailed }
     }
 }
 
@@ -61,7 +55,6 @@ fn main() -> ExitCode {
     match result {
         Ok(Status::Done) => ExitCode::SUCCESS,
         Ok(Status::SomeFailed) => ExitCode::from(1),
-        Ok(Status::AllFailed) => ExitCode::from(2),
         // The reader of our output has seen enough: `outcrop ... | head`.
         Err(Error::Write { source, .. }) if source.kind() == std::io::ErrorKind::BrokenPipe => {
             ExitCode::SUCCESS

@@ -70,7 +70,7 @@ impl Progress {
         if !self.quiet {
             report::line(&self.summary());
         }
-        Status::of(self.failed, self.done + self.failed)
+        Status::of(self.failed)
     }
 
     fn summary(&self) -> String {

@@ -75,7 +75,7 @@ pub(crate) fn run(args: &RerankArgs, quiet: bool) -> Result<Status, Error> {
         print_table(&mut output, placed)?;
     }
     output.flush()?;
-    Ok(Status::of(failed, ranking.results.len() as u64 + failed))
+    Ok(Status::of(failed))
 }
 
 /// The lines of a file that are not blank. A line that cannot be used is reported and counted in `failed`.
