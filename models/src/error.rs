@@ -11,7 +11,9 @@ pub enum Error {
     #[error(transparent)]
     Kernel(#[from] outcrop_kernels::Error),
     /// The tokenizer gave an id that the word embedding table has no row for: the two files are not of one model.
-    #[error("token id {id} has no row in the word embeddings, which have {vocab_size}; tokenizer.json is not this model's")]
+    #[error(
+        "token id {id} has no row in the word embeddings, which have {vocab_size}; tokenizer.json is not this model's"
+    )]
     UnknownToken {
         /// The id.
         id: u32,

@@ -138,10 +138,12 @@ fn every_layer_gives_the_reference_states() {
             state.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
         assert_eq!(state.len(), ids.len() * hidden_size);
         let mean = |i: usize| state[i..].iter().step_by(hidden_size).sum::<f32>() / ids.len() as f32;
-        for (pooling, expected) in
-            [(Pooling::Cls, state[..hidden_size].to_vec()), (Pooling::Mean, (0..hidden_size).map(mean).collect())]
-        {
-            let options = EmbedOptions { pooling: Some(pooling), normalize: Some(false), ..Default::default() };
+        for (pooling, expected) in [
+            (Pooling::Cls, state[..hidden_size].to_vec()),
+            (Pooling::Mean, (0..hidden_size).map(mean).collect()),
+        ] {
+            let options =
+                EmbedOptions { pooling: Some(pooling), normalize: Some(false), ..Default::default() };
             assert_eq!(engine.text_sequence(&text, &options).unwrap().input_ids, ids);
             let got = engine.embed(&[&text], &options).unwrap().remove(0).unwrap().vector;
             for (i, (got, expected)) in got.iter().zip(&expected).enumerate() {

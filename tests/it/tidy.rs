@@ -7,7 +7,18 @@ use std::path::{Path, PathBuf};
 const DEPENDENCIES: &[(&str, &[&str])] = &[
     (
         "loader",
-        &["bytemuck", "half", "hf-hub", "memmap2", "safetensors", "serde", "serde_json", "thiserror", "tokenizers", "ureq"],
+        &[
+            "bytemuck",
+            "half",
+            "hf-hub",
+            "memmap2",
+            "safetensors",
+            "serde",
+            "serde_json",
+            "thiserror",
+            "tokenizers",
+            "ureq",
+        ],
     ),
     ("kernels", &["bytemuck", "gemm", "half", "pulp", "rayon", "thiserror"]),
     ("models", &["outcrop-kernels", "outcrop-loader", "thiserror"]),
@@ -31,8 +42,14 @@ const DEPENDENCIES: &[(&str, &[&str])] = &[
 ];
 
 /// Lines of Rust per crate, tests included.
-const LINES_MAX: &[(&str, usize)] =
-    &[("loader", 4200), ("kernels", 3000), ("models", 900), ("runtime", 4400), ("benches", 400), ("tests", 2800)];
+const LINES_MAX: &[(&str, usize)] = &[
+    ("loader", 4200),
+    ("kernels", 3000),
+    ("models", 900),
+    ("runtime", 4400),
+    ("benches", 400),
+    ("tests", 2800),
+];
 
 /// Files that may hold unsafe code, beside all of `kernels`.
 const UNSAFE_ALLOWED: &[&str] = &["loader/src/mmap.rs", "tests/it/memory.rs"];
@@ -137,8 +154,12 @@ fn every_kernel_is_a_whole_folder() {
 
 #[test]
 fn tests_are_not_hidden_and_nothing_is_left_open() {
-    let forbidden =
-        [concat!("#[ig", "nore"), concat!("to", "do!("), concat!("unimple", "mented!("), concat!("FIX", "ME")];
+    let forbidden = [
+        concat!("#[ig", "nore"),
+        concat!("to", "do!("),
+        concat!("unimple", "mented!("),
+        concat!("FIX", "ME"),
+    ];
     for file in files(root(), "rs") {
         let text = fs::read_to_string(&file).unwrap();
         for word in forbidden {
@@ -156,7 +177,11 @@ fn paths_in_documents_exist() {
         for quoted in text.split('`').skip(1).step_by(2) {
             let is_path = folders.iter().any(|folder| quoted.starts_with(&format!("{folder}/")));
             if is_path && !quoted.contains([' ', '<', '*', '{']) {
-                assert!(root().join(quoted).exists(), "{} names {quoted}, which is not there", relative(&file));
+                assert!(
+                    root().join(quoted).exists(),
+                    "{} names {quoted}, which is not there",
+                    relative(&file)
+                );
                 checked += 1;
             }
         }

@@ -111,8 +111,9 @@ impl Tokenizer {
         check_normalizer(bytes).map_err(|error| invalid(error.into()))?;
         // The crate has panics left that a damaged file can reach (an added token that normalises to nothing, for one).
         let parsed = catch_unwind(|| tokenizers::Tokenizer::from_bytes(bytes));
-        let mut inner =
-            parsed.map_err(|_| invalid("the tokenizers library panicked on it; the file is damaged".into()))?.map_err(invalid)?;
+        let mut inner = parsed
+            .map_err(|_| invalid("the tokenizers library panicked on it; the file is damaged".into()))?
+            .map_err(invalid)?;
         inner.with_padding(None).with_truncation(None).map_err(invalid)?;
         let kind = match inner.get_model() {
             ModelWrapper::Unigram(_) => TokenizerKind::Unigram,

@@ -19,7 +19,9 @@ const COMMIT: &str = "89abcdef0123456789abcdef0123456789abcdef";
 /// Serves the files below `dir` as the hub's model [`NAME`], until the test process ends. Returns the endpoint.
 fn serve(dir: &Path) -> String {
     let mut files = BTreeMap::new();
-    for name in ["config.json", "tokenizer.json", "model.safetensors", "modules.json", "sentence_bert_config.json"] {
+    for name in
+        ["config.json", "tokenizer.json", "model.safetensors", "modules.json", "sentence_bert_config.json"]
+    {
         files.insert(name.to_owned(), fs::read(dir.join(name)).unwrap());
     }
     files.insert("1_Pooling/config.json".to_owned(), fs::read(dir.join("1_Pooling/config.json")).unwrap());
@@ -38,14 +40,18 @@ fn answer(mut stream: TcpStream, files: &BTreeMap<String, Vec<u8>>) {
     let path = lines.next().unwrap().unwrap().split(' ').nth(1).unwrap().to_owned();
     let mut range = None;
     for line in lines.map_while(Result::ok).take_while(|line| !line.is_empty()) {
-        if let Some((start, end)) = line.to_ascii_lowercase().strip_prefix("range: bytes=").and_then(|r| r.split_once('-')) {
+        if let Some((start, end)) =
+            line.to_ascii_lowercase().strip_prefix("range: bytes=").and_then(|r| r.split_once('-'))
+        {
             range = Some((start.parse::<usize>().unwrap(), end.parse::<usize>().ok()));
         }
     }
     let (status, labels, body) = if path == format!("/api/models/{NAME}/revision/main") {
         let siblings: Vec<Value> = files.keys().map(|file| json!({ "rfilename": file })).collect();
         ("200 OK", String::new(), json!({ "sha": COMMIT, "siblings": siblings }).to_string().into_bytes())
-    } else if let Some(file) = path.strip_prefix(&format!("/{NAME}/resolve/{COMMIT}/")).and_then(|name| files.get(name)) {
+    } else if let Some(file) =
+        path.strip_prefix(&format!("/{NAME}/resolve/{COMMIT}/")).and_then(|name| files.get(name))
+    {
         let (start, last) = range.unwrap_or((0, None));
         let end = last.map_or(file.len(), |last| (last + 1).min(file.len()));
         let place = format!("Content-Range: bytes {start}-{}/{}\r\n", end - 1, file.len());
@@ -54,7 +60,8 @@ fn answer(mut stream: TcpStream, files: &BTreeMap<String, Vec<u8>>) {
     } else {
         ("404 Not Found", String::new(), Vec::new())
     };
-    let head = format!("HTTP/1.1 {status}\r\n{labels}Content-Length: {}\r\nConnection: close\r\n\r\n", body.len());
+    let head =
+        format!("HTTP/1.1 {status}\r\n{labels}Content-Length: {}\r\nConnection: close\r\n\r\n", body.len());
     // A client that hangs up early shows in its own output.
     let _ = stream.write_all(&[head.into_bytes(), body].concat());
 }
@@ -63,7 +70,8 @@ fn answer(mut stream: TcpStream, files: &BTreeMap<String, Vec<u8>>) {
 fn a_model_is_downloaded_once_and_then_found_offline() {
     let endpoint = serve(&fixtures::path("embed_minilm"));
     let home = tempfile::tempdir().unwrap();
-    let args = ["rerank", "--json", "--quiet", "--model", NAME, "what is panda?", "hi", "a bear that eats bamboo"];
+    let args =
+        ["rerank", "--json", "--quiet", "--model", NAME, "what is panda?", "hi", "a bear that eats bamboo"];
     let online = || {
         let mut command = command(args);
         command.env_remove("HF_HUB_OFFLINE").env("HF_ENDPOINT", &endpoint).env("HF_HOME", home.path());
