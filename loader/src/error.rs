@@ -407,7 +407,7 @@ pub enum Error {
     },
     /// Downloading is switched off, and a file is not in the cache.
     #[error(
-        "there is no directory {model}, {file} of a hub model of that name is not in {}, and HF_HUB_OFFLINE forbids to \
+        "there is no directory {model}, the cache {} does not hold {file} of {model}, and HF_HUB_OFFLINE forbids to \
          download it", cache.display()
     )]
     HubOffline {
