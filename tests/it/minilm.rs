@@ -2,19 +2,25 @@
 //!
 //! `tests/run` fetches it. Without it these tests say so and pass, unless `REQUIRE` lists `minilm`.
 
+use std::ffi::OsString;
+
 use outcrop::loader::Checkpoint;
 use outcrop::{EmbedOptions, Engine, ScoreOptions};
 use serde_json::Value;
 
 use crate::fixtures::{engine, json, path, required};
 
-fn minilm() -> Option<Engine> {
+fn minilm_dir() -> Option<OsString> {
     let dir = std::env::var_os("OUTCROP_MINILM_DIR");
     if dir.is_none() {
         assert!(!required("minilm"), "REQUIRE lists minilm, but OUTCROP_MINILM_DIR is not set");
         eprintln!("SKIPPED: OUTCROP_MINILM_DIR is not set; tests/run fetches the model");
     }
-    dir.map(engine)
+    dir
+}
+
+fn minilm() -> Option<Engine> {
+    minilm_dir().map(engine)
 }
 
 #[test]
@@ -74,7 +80,7 @@ fn the_right_passage_comes_first_in_thirty_real_lists() {
 
 #[test]
 fn its_files_are_read_as_they_are() {
-    let Some(dir) = std::env::var_os("OUTCROP_MINILM_DIR") else { return };
+    let Some(dir) = minilm_dir() else { return };
     let checkpoint = Checkpoint::open(dir).unwrap();
     let parameters: usize = checkpoint.tensors().map(|tensor| tensor.shape.iter().product::<usize>()).sum();
     // 22.7 million, as the model's page says; the I64 position ids are the 512 beyond.
