@@ -1,16 +1,22 @@
-//! Every kernel at the shapes of the published encoders; throughput is FLOP/s for products, bytes/s for the rest.
+//! Every kernel at the shapes of the published models; throughput is FLOP/s for products, bytes/s for the rest.
 //!
 //! `cargo bench -p outcrop-benches --bench kernels -- [filter]`. Read these as ratios between runs on a quiet machine.
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use outcrop_kernels::add_layer_norm::{self, LayerNorm, add_layer_norm};
-use outcrop_kernels::attention::{self, AttentionParams, Rows, attention};
+use outcrop_kernels::add_rms_norm::{self, add_rms_norm};
+use outcrop_kernels::attention::{self, AttentionParams, Mask, Rows, Span, attention};
+use outcrop_kernels::embed::{self, embed};
 use outcrop_kernels::embed_layer_norm::{self, EmbeddingTables, embed_layer_norm};
 use outcrop_kernels::gather_rows::{self, gather_rows};
-use outcrop_kernels::gemm::{self, Epilogue, Matrix, Part, gemm};
+use outcrop_kernels::gemm::{self, Activation, Epilogue, Matrix, Part, gemm};
 use outcrop_kernels::l2_normalize::{self, l2_normalize};
 use outcrop_kernels::pool::{self, Pooling, pool};
+use outcrop_kernels::rms_norm::{self, RmsNorm, rms_norm};
+use outcrop_kernels::rope::{self, RopeHeads, RopeTable, rope};
 use outcrop_kernels::row_dot::{self, row_dot};
+use outcrop_kernels::sandwich_norm::{self, sandwich_norm};
+use outcrop_kernels::token_compress::{self, Compress, token_compress};
 use outcrop_kernels::{Buffer, Cost, Elements, Segments, Stream};
 
 /// Rows of a usual packed batch, and of the scored rows of its last layer.
@@ -52,7 +58,7 @@ fn bench_gemm(c: &mut Criterion) {
         let weights = values(n * k);
         let bias = values(n);
         let part = Part { weights: Elements::F32(&weights), rows: n };
-        let matrix = Matrix::pack(&stream, &[part], k).expect("shapes agree");
+        let matrix = Matrix::pack(&stream, &[part], k, None).expect("shapes agree");
         for m in [SCORED, 64, TOKENS] {
             let (a, mut d) = (buffer(m * k), Buffer::zeros(m * n));
             group.throughput(operations(gemm::cost(m, n, k, 4)));
@@ -64,7 +70,7 @@ fn bench_gemm(c: &mut Criterion) {
     let (n, k) = (3072, 768);
     let (weights, bias) = (values(n * k), values(n));
     let part = Part { weights: Elements::F32(&weights), rows: n };
-    let matrix = Matrix::pack(&stream, &[part], k).expect("shapes agree");
+    let matrix = Matrix::pack(&stream, &[part], k, None).expect("shapes agree");
     let (a, residual, mut d) = (buffer(TOKENS * k), buffer(TOKENS * n), Buffer::zeros(TOKENS * n));
     group.throughput(operations(gemm::cost(TOKENS, n, k, 4)));
     for (name, epilogue) in [
@@ -81,26 +87,98 @@ fn bench_gemm(c: &mut Criterion) {
     group.finish();
 }
 
-fn bench_attention(c: &mut Criterion) {
+fn bench_gated_gemm(c: &mut Criterion) {
     let stream = stream();
-    let mut group = c.benchmark_group("attention");
-    for (name, num_heads, head_dim) in
-        [("minilm", 12, 32), ("base", 12, 64), ("large", 16, 64), ("wide", 8, 128)]
-    {
-        for length in [32, 128, 512] {
-            let hidden = num_heads * head_dim;
-            let segments = Segments::from_lengths((0..TOKENS / length).map(|_| length));
-            let params = AttentionParams { num_heads, head_dim, softmax_scale: (head_dim as f32).powf(-0.5) };
-            let (qkv, mut out) = (buffer(TOKENS * 3 * hidden), Buffer::zeros(TOKENS * hidden));
-            let [q, k, v] =
-                [0, hidden, 2 * hidden].map(|column| Rows { buffer: &qkv, stride: 3 * hidden, column });
-            group.throughput(operations(attention::cost(&segments, &segments, params)));
-            group.bench_function(BenchmarkId::new(name, length), |b| {
-                b.iter(|| attention(&stream, &mut out, q, k, v, &segments, &segments, params));
+    let mut group = c.benchmark_group("gemm");
+    for (name, n, k, activation) in [
+        ("gemma/gate_up", 16_384, 2048, Activation::GeluTanh),
+        ("minicpm/gate_up", 5760, 2304, Activation::Silu),
+        ("gemma2/gate_up", 14_336, 3584, Activation::GeluTanh),
+    ] {
+        let weights = values(n * k);
+        let gate_up = Elements::F32(&weights);
+        let matrix = Matrix::pack_gated(&stream, gate_up, gate_up, n, k, None).expect("shapes agree");
+        for m in [SCORED, TOKENS] {
+            let (a, mut d) = (buffer(m * k), Buffer::zeros(m * n));
+            group.throughput(operations(gemm::cost(m, 2 * n, k, 4)));
+            group.bench_function(BenchmarkId::new(name, m), |b| {
+                b.iter(|| gemm(&stream, &mut d, &a, &matrix, 0..1, m, Epilogue::Gated(activation)));
             });
         }
     }
     group.finish();
+}
+
+fn bench_attention(c: &mut Criterion) {
+    let stream = stream();
+    let mut group = c.benchmark_group("attention");
+    for (name, num_heads, num_kv_heads, head_dim, mask) in [
+        ("minilm", 12, 12, 32, Mask::Full),
+        ("base", 12, 12, 64, Mask::Full),
+        ("large", 16, 16, 64, Mask::Full),
+        ("gemma", 8, 1, 256, Mask::Causal),
+        ("minicpm", 36, 36, 64, Mask::Causal),
+        ("gemma2", 16, 8, 256, Mask::Window(4096)),
+    ] {
+        let softmax_scale = (head_dim as f32).powf(-0.5);
+        let params =
+            AttentionParams { num_heads, num_kv_heads, head_dim, softmax_scale, mask, softcap: None };
+        for length in [32, 128, 512] {
+            let (q_size, kv_size) = (num_heads * head_dim, num_kv_heads * head_dim);
+            let stride = q_size + 2 * kv_size;
+            let spans: Vec<Span> =
+                (0..TOKENS / length).map(|i| Span::whole(i * length..(i + 1) * length)).collect();
+            let (qkv, mut out) = (buffer(TOKENS * stride), Buffer::zeros(TOKENS * q_size));
+            let [q, k, v] = [0, q_size, q_size + kv_size].map(|column| Rows { buffer: &qkv, stride, column });
+            group.throughput(operations(attention::cost(&spans, params)));
+            group.bench_function(BenchmarkId::new(name, length), |b| {
+                b.iter(|| attention(&stream, &mut out, q, k, v, &spans, params));
+            });
+        }
+    }
+    group.finish();
+}
+
+/// What the decoder families add.
+fn bench_decoder_rows(c: &mut Criterion) {
+    let stream = stream();
+    for hidden in [2048, 2304, 3584] {
+        let weight = values(hidden);
+        let norm = RmsNorm { weight: &weight, eps: 1e-6 };
+        let (mut x, y, mut out) = (buffer(TOKENS * hidden), buffer(TOKENS * hidden), buffer(TOKENS * hidden));
+        let mut group = c.benchmark_group("rows");
+        group.throughput(bytes(rms_norm::cost(TOKENS, hidden)));
+        group.bench_function(BenchmarkId::new("rms_norm", hidden), |b| {
+            b.iter(|| rms_norm(&stream, &mut out, &x, norm, TOKENS));
+        });
+        group.throughput(bytes(add_rms_norm::cost(TOKENS, hidden)));
+        group.bench_function(BenchmarkId::new("add_rms_norm", hidden), |b| {
+            b.iter(|| add_rms_norm(&stream, &mut x, &mut out, &y, 0.0, norm, TOKENS));
+        });
+        group.throughput(bytes(sandwich_norm::cost(TOKENS, hidden)));
+        group.bench_function(BenchmarkId::new("sandwich_norm", hidden), |b| {
+            b.iter(|| sandwich_norm(&stream, &mut x, &mut out, &y, norm, norm, TOKENS));
+        });
+        let table = RopeTable::new(10_000.0, 64, 512).expect("the head is even");
+        let position_ids: Vec<u32> = (0..1024).map(|i| i % 512).collect();
+        let heads = RopeHeads { stride: hidden, column: 0, num_heads: hidden / 64 };
+        group.throughput(bytes(rope::cost(TOKENS, hidden / 64, 64)));
+        group.bench_function(BenchmarkId::new("rope", hidden), |b| {
+            b.iter(|| rope(&stream, &mut x, heads, &position_ids, &table));
+        });
+        let embeddings = values(20_000 * hidden);
+        let input_ids: Vec<u32> = (0..1024).map(|i| i * 7919 % 20_000).collect();
+        group.throughput(bytes(embed::cost(TOKENS, hidden, 4)));
+        group.bench_function(BenchmarkId::new("embed", hidden), |b| {
+            b.iter(|| embed(&stream, &mut out, Elements::F32(&embeddings), &input_ids, hidden, 45.25));
+        });
+        let sequences = [Compress { query: 20, passage: 200, prompt: 36 }; TOKENS / 256];
+        group.throughput(bytes(token_compress::cost(&sequences, 2, hidden)));
+        group.bench_function(BenchmarkId::new("token_compress", hidden), |b| {
+            b.iter(|| token_compress(&stream, &mut out, &y, &sequences, 2, hidden));
+        });
+        group.finish();
+    }
 }
 
 fn bench_rows(c: &mut Criterion) {
@@ -133,7 +211,7 @@ fn bench_rows(c: &mut Criterion) {
         let mut scores = vec![0.0; TOKENS];
         group.throughput(bytes(row_dot::cost(TOKENS, hidden)));
         group.bench_function(BenchmarkId::new("row_dot", hidden), |b| {
-            b.iter(|| row_dot(&stream, &mut scores, &x, &weight, 0.5));
+            b.iter(|| row_dot(&stream, &mut scores, &x, &weight, 0.5, None));
         });
         let (word, position) = (values(20_000 * hidden), values(514 * hidden));
         let tables = EmbeddingTables {
@@ -151,5 +229,5 @@ fn bench_rows(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, bench_gemm, bench_attention, bench_rows);
+criterion_group!(benches, bench_gemm, bench_gated_gemm, bench_attention, bench_rows, bench_decoder_rows);
 criterion_main!(benches);

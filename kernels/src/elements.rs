@@ -16,7 +16,27 @@ pub enum Elements<'a> {
     BF16(&'a [bf16]),
 }
 
+/// One of the types weights are held in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ElementType {
+    /// 32-bit float.
+    F32,
+    /// IEEE half precision.
+    F16,
+    /// bfloat16.
+    BF16,
+}
+
 impl<'a> Elements<'a> {
+    /// The stored type.
+    pub fn element_type(&self) -> ElementType {
+        match self {
+            Self::F32(_) => ElementType::F32,
+            Self::F16(_) => ElementType::F16,
+            Self::BF16(_) => ElementType::BF16,
+        }
+    }
+
     /// Number of elements.
     pub fn len(&self) -> usize {
         match self {
@@ -33,10 +53,7 @@ impl<'a> Elements<'a> {
 
     /// Bytes of one stored element.
     pub fn element_bytes(&self) -> usize {
-        match self {
-            Self::F32(_) => 4,
-            Self::F16(_) | Self::BF16(_) => 2,
-        }
+        self.element_type().bytes()
     }
 
     /// Elements `start .. start + len`. Panics when they are not all there, like slicing.
@@ -67,11 +84,38 @@ impl<'a> Elements<'a> {
         }
     }
 
+    /// Whether every finite element stays finite when it is rounded to `element_type`.
+    pub fn fits(&self, element_type: ElementType) -> bool {
+        // The smallest magnitude that rounds to infinity.
+        let limit = match element_type {
+            _ if element_type == self.element_type() => return true,
+            ElementType::F32 => return true,
+            ElementType::F16 => 65_520.0,
+            ElementType::BF16 => f32::from_bits(0x7f7f_8000),
+        };
+        let fits = |x: f32| x.abs() < limit || !x.is_finite();
+        match self {
+            Self::F32(x) => x.iter().all(|x| fits(*x)),
+            Self::F16(x) => x.iter().all(|x| fits(f16_to_f32(*x))),
+            Self::BF16(x) => x.iter().all(|x| fits(bf16_to_f32(*x))),
+        }
+    }
+
     /// All elements as a new f32 vector; for small operands such as biases and norm weights.
     pub fn to_vec(&self) -> Vec<f32> {
         let mut out = vec![0.0; self.len()];
         self.read(&mut out);
         out
+    }
+}
+
+impl ElementType {
+    /// Bytes of one element.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::BF16 => 2,
+        }
     }
 }
 
@@ -95,6 +139,29 @@ fn bf16_to_f32(x: bf16) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_fits_is_what_stays_finite() {
+        for x in [1.0, 65_504.0, 65_519.99, 65_520.0, 1e30, 3.389e38, f32::MAX, f32::NAN, f32::INFINITY] {
+            for x in [x, -x] {
+                let stored = [0.5, x];
+                let elements = Elements::F32(&stored);
+                assert_eq!(
+                    elements.fits(ElementType::F16),
+                    !x.is_finite() || f16::from_f32(x).is_finite(),
+                    "{x}"
+                );
+                assert_eq!(
+                    elements.fits(ElementType::BF16),
+                    !x.is_finite() || bf16::from_f32(x).is_finite(),
+                    "{x}"
+                );
+                assert!(elements.fits(ElementType::F32));
+            }
+        }
+        assert!(!Elements::BF16(&[bf16::from_f32(1e6)]).fits(ElementType::F16));
+        assert!(Elements::F16(&[f16::MAX]).fits(ElementType::BF16));
+    }
 
     #[test]
     fn every_f16_and_bf16_reads_as_the_half_crate_says() {

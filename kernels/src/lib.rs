@@ -21,17 +21,24 @@ mod stream;
 mod testing;
 
 pub mod add_layer_norm;
+pub mod add_low_rank;
+pub mod add_rms_norm;
 pub mod attention;
+pub mod embed;
 pub mod embed_layer_norm;
 pub mod gather_rows;
 pub mod gemm;
 pub mod l2_normalize;
 pub mod pool;
+pub mod rms_norm;
+pub mod rope;
 pub mod row_dot;
+pub mod sandwich_norm;
+pub mod token_compress;
 
 pub use buffer::Buffer;
 pub use cost::Cost;
-pub use elements::Elements;
+pub use elements::{ElementType, Elements};
 pub use error::Error;
 pub use segments::Segments;
 pub use stream::Stream;

@@ -90,6 +90,34 @@ pub(crate) fn gelu_erf(x: f32) -> f32 {
     (if x > 0.0 { x } else { 0.0 * x }) - tail
 }
 
+/// SiLU: `x / (1 + exp(-x))` (Hendrycks and Gimpel 2016, section 2; Elfwing et al. 2017).
+///
+/// Absolute error below 4e-7 * max(1, |x|).
+#[inline(always)]
+pub(crate) fn silu(x: f32) -> f32 {
+    x / (1.0 + exp2(-std::f32::consts::LOG2_E * x))
+}
+
+/// GELU by its tanh approximation: `x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3)))` (Hendrycks and Gimpel 2016, section 2).
+///
+/// Computed as `x / (1 + exp(-2 u))`, where u is the argument of the tanh: the same function, without its cancellation.
+/// Absolute error below 4e-7 * max(1, |x|).
+#[inline(always)]
+pub(crate) fn gelu_tanh(x: f32) -> f32 {
+    // 2 * sqrt(2 / pi) * log2(e), and that times 0.044715.
+    const LINEAR: f32 = 2.302_208_2;
+    const CUBIC: f32 = 0.102_943_24;
+    let u = x * (x * x).mul_add(CUBIC, LINEAR);
+    x / (1.0 + exp2(-u))
+}
+
+/// Hyperbolic tangent; absolute error below 3e-7.
+#[inline(always)]
+pub(crate) fn tanh(x: f32) -> f32 {
+    let t = exp2(-2.0 * std::f32::consts::LOG2_E * x.abs());
+    ((1.0 - t) / (1.0 + t)).copysign(x)
+}
+
 /// Sum of a slice in 16 interleaved partial sums, added at the end in a fixed tree: the order depends on the length alone.
 #[inline(always)]
 pub(crate) fn sum_by(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
@@ -149,35 +177,14 @@ pub(crate) fn layer_norm_row(row: &mut [f32], weight: &[f32], bias: &[f32], eps:
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// erf in f64 from its series and its continued fraction; checked against published values below.
-    fn erf_f64(x: f64) -> f64 {
-        let t = x.abs();
-        let value = if t < 2.5 {
-            // Maclaurin series with all-positive terms: 2/sqrt(pi) * exp(-t^2) * sum 2^n t^(2n+1) / (2n+1)!!
-            let (mut term, mut sum, mut n) = (t, t, 0.0);
-            while term > 1e-18 * sum {
-                n += 1.0;
-                term *= 2.0 * t * t / (2.0 * n + 1.0);
-                sum += term;
-            }
-            std::f64::consts::FRAC_2_SQRT_PI * (-t * t).exp() * sum
-        } else {
-            let mut fraction = 0.0;
-            for n in (1..=80).rev() {
-                fraction = f64::from(n) / 2.0 / (t + fraction);
-            }
-            1.0 - (-t * t).exp() / ((t + fraction) * std::f64::consts::PI.sqrt())
-        };
-        value.copysign(x)
-    }
+    use crate::testing::erf;
 
     #[test]
     fn erf_reference_matches_published_values() {
         // DLMF / Abramowitz and Stegun table 7.1.
         for (x, expected) in [(0.5, 0.5204998778130465), (1.0, 0.8427007929497149), (3.0, 0.9999779095030014)]
         {
-            assert!((erf_f64(x) - expected).abs() < 1e-13, "erf({x})");
+            assert!((erf(x) - expected).abs() < 1e-13, "erf({x})");
         }
     }
 
@@ -198,13 +205,33 @@ mod tests {
         for i in -200_000..=200_000 {
             let x = i as f32 * 1e-4;
             let wide = f64::from(x);
-            let expected = 0.5 * wide * (1.0 + erf_f64(wide / std::f64::consts::SQRT_2));
+            let expected = 0.5 * wide * (1.0 + erf(wide / std::f64::consts::SQRT_2));
             let bound = 3e-7 * wide.abs().max(1.0);
             assert!((f64::from(gelu_erf(x)) - expected).abs() <= bound, "gelu({x})");
         }
         assert!(gelu_erf(f32::NAN).is_nan());
         assert_eq!(gelu_erf(50.0), 50.0);
         assert!(gelu_erf(-50.0).abs() < 1e-30);
+    }
+
+    #[test]
+    fn gates_are_within_their_bounds() {
+        for i in -200_000..=200_000 {
+            let x = i as f32 * 1e-4;
+            let wide = f64::from(x);
+            let bound = 4e-7 * wide.abs().max(1.0);
+            let silu_f64 = wide / (1.0 + (-wide).exp());
+            assert!((f64::from(silu(x)) - silu_f64).abs() <= bound, "silu({x})");
+            let u = (2.0 / std::f64::consts::PI).sqrt() * (wide + 0.044715 * wide.powi(3));
+            let gelu_f64 = 0.5 * wide * (1.0 + u.tanh());
+            assert!((f64::from(gelu_tanh(x)) - gelu_f64).abs() <= bound, "gelu_tanh({x})");
+            assert!((f64::from(tanh(x)) - wide.tanh()).abs() <= 3e-7, "tanh({x})");
+        }
+        for f in [silu, gelu_tanh, tanh] {
+            assert!(f(f32::NAN).is_nan());
+            assert!(f(-1e4).abs() <= 1.0, "no overflow far on the negative side");
+        }
+        assert_eq!((silu(1e4), gelu_tanh(1e4), tanh(1e4), tanh(-1e4)), (1e4, 1e4, 1.0, -1.0));
     }
 
     #[test]

@@ -44,3 +44,25 @@ pub(crate) fn assert_same_bits(what: &str, a: &[f32], b: &[f32]) {
         assert_eq!(a.to_bits(), b.to_bits(), "{what}: element {i} is {a} and {b}");
     }
 }
+
+/// erf in f64 from its series and its continued fraction; checked against published values in `math`.
+pub(crate) fn erf(x: f64) -> f64 {
+    let t = x.abs();
+    let value = if t < 2.5 {
+        // Maclaurin series with all-positive terms: 2/sqrt(pi) * exp(-t^2) * sum 2^n t^(2n+1) / (2n+1)!!
+        let (mut term, mut sum, mut n) = (t, t, 0.0);
+        while term > 1e-18 * sum {
+            n += 1.0;
+            term *= 2.0 * t * t / (2.0 * n + 1.0);
+            sum += term;
+        }
+        std::f64::consts::FRAC_2_SQRT_PI * (-t * t).exp() * sum
+    } else {
+        let mut fraction = 0.0;
+        for n in (1..=80).rev() {
+            fraction = f64::from(n) / 2.0 / (t + fraction);
+        }
+        1.0 - (-t * t).exp() / ((t + fraction) * std::f64::consts::PI.sqrt())
+    };
+    value.copysign(x)
+}

@@ -29,7 +29,7 @@ pub enum Error {
         /// The operating system's reason.
         source: io::Error,
     },
-    /// The operating system refused to write a file of the model cache.
+    /// The operating system refused to write a file.
     #[error("cannot write {}", path.display())]
     Write {
         /// The file.
@@ -114,20 +114,24 @@ pub enum Error {
     },
 
     /// The directory holds no weights in any known format.
-    #[error("no weights in {}: expected model.safetensors or model.safetensors.index.json", dir.display())]
+    #[error("no weights in {}: expected {expected}", dir.display())]
     NoWeights {
-        /// The model directory.
+        /// The directory.
         dir: PathBuf,
+        /// The files that it may hold them in.
+        expected: &'static str,
     },
     /// The directory holds weights as a Python pickle only.
     #[error(
-        "{path} is a Python pickle, and there is no model.safetensors beside it; convert it once with\n  {command}",
+        "{path} is a Python pickle, and there is no {wanted} beside it; convert it once with\n  {command}",
         path = path.display()
     )]
     PickledWeights {
-        /// The `pytorch_model.bin`.
+        /// The pickle.
         path: PathBuf,
-        /// A command that writes `model.safetensors` beside it.
+        /// The file that is missing.
+        wanted: &'static str,
+        /// A command that writes it beside the pickle.
         command: String,
     },
     /// A weight file has no bytes at all.
@@ -264,6 +268,127 @@ pub enum Error {
         tensor: String,
         /// The stored type.
         found: Dtype,
+    },
+    /// The directory has no `adapter_config.json`.
+    #[error("no adapter_config.json in {}; is this the directory of a LoRA adapter?", dir.display())]
+    NoAdapterConfig {
+        /// The adapter directory.
+        dir: PathBuf,
+    },
+    /// An adapter holds a tensor that is no part of a supported adapter.
+    #[error(
+        "{}: tensor {tensor} is not supported in an adapter; supported are, after base_model.model., \
+         <module>.lora_A.weight with <module>.lora_B.weight, and <module>.weight of a saved module", path.display()
+    )]
+    AdapterTensor {
+        /// The adapter's weight file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+    },
+    /// An adapter has one of the two matrices of a module.
+    #[error("{}: module {module} has a {found}, but no {missing}; the adapter is incomplete", path.display())]
+    AdapterHalf {
+        /// The adapter's weight file.
+        path: PathBuf,
+        /// The module of the base model.
+        module: String,
+        /// The matrix that is there.
+        found: &'static str,
+        /// The matrix that is not.
+        missing: &'static str,
+    },
+    /// An adapter changes the same weight in two ways.
+    #[error("{}: module {module} is changed by two tensors that exclude each other", path.display())]
+    AdapterTwice {
+        /// The adapter's weight file.
+        path: PathBuf,
+        /// The module of the base model.
+        module: String,
+    },
+    /// A matrix of an adapter does not have the rank that the configuration states.
+    #[error("{}: tensor {tensor} must have shape {expected} by r in adapter_config.json, found {found:?}", path.display())]
+    AdapterRank {
+        /// The adapter's weight file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// The shape that it may have.
+        expected: String,
+        /// Its shape.
+        found: Vec<usize>,
+    },
+    /// An adapter has no tensor that changes a base model.
+    #[error("{}: the adapter changes nothing", path.display())]
+    EmptyAdapter {
+        /// The adapter's weight file.
+        path: PathBuf,
+    },
+    /// An adapter changes a tensor that the base model does not have.
+    #[error(
+        "{} changes tensor {tensor}, which the model in {} does not have{}; is it the adapter of another model?",
+        path.display(), dir.display(),
+        nearest.as_ref().map(|name| format!(" (the nearest name is {name})")).unwrap_or_default()
+    )]
+    AdapterTarget {
+        /// The adapter's weight file.
+        path: PathBuf,
+        /// The tensor of the base model.
+        tensor: String,
+        /// The model directory.
+        dir: PathBuf,
+        /// The name in the base model most like it, if any is.
+        nearest: Option<String>,
+    },
+    /// An adapter changes a tensor of another shape than the base model's.
+    #[error(
+        "{} changes tensor {tensor} as one of shape {found:?}, but in {} it has shape {expected:?}; \
+         is it the adapter of another model?", path.display(), file.display()
+    )]
+    AdapterShape {
+        /// The adapter's weight file.
+        path: PathBuf,
+        /// The tensor of the base model.
+        tensor: String,
+        /// The base model's weight file.
+        file: PathBuf,
+        /// The shape there.
+        expected: Box<[usize]>,
+        /// The shape that follows from the adapter.
+        found: Box<[usize]>,
+    },
+
+    /// A tensor that is to be written has a name that a reader could not find again.
+    #[error("cannot write tensor {tensor:?} to {}: the name is reserved or occurs twice", dir.display())]
+    TensorName {
+        /// The directory that is to be written to.
+        dir: PathBuf,
+        /// The name.
+        tensor: String,
+    },
+    /// A tensor that is to be written is no whole number of bytes, or with those before it more than can be counted.
+    #[error(
+        "cannot write tensor {tensor} of type {dtype} and shape {shape:?} to {}: with those before it, it has no \
+         whole number of bytes below 2^{}", dir.display(), usize::BITS
+    )]
+    TensorSize {
+        /// The directory that is to be written to.
+        dir: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// The type to store it in.
+        dtype: Dtype,
+        /// The shape.
+        shape: Vec<usize>,
+    },
+    /// Shards are to be written beside a single weight file, which readers would prefer.
+    #[error(
+        "{} is there already and would be read instead of the shards to be written beside it; remove it, or write to \
+         another directory", path.display()
+    )]
+    StaleWeights {
+        /// The weight file.
+        path: PathBuf,
     },
 
     /// The directory has no `tokenizer.json`.

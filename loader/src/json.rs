@@ -115,6 +115,21 @@ impl<'a> Fields<'a> {
         self.count(field, range)?.ok_or_else(|| self.error(field, expected))
     }
 
+    /// A number greater than zero that also is one once rounded to 32 bits, the type that models compute in.
+    pub(crate) fn positive(&self, field: &str) -> Result<Option<f64>, Error> {
+        let Some(value) = self.get(field) else { return Ok(None) };
+        let range = f64::from(f32::MIN_POSITIVE)..=f64::from(f32::MAX);
+        match value.as_f64().filter(|number| range.contains(number)) {
+            Some(number) => Ok(Some(number)),
+            None => Err(self.error(field, "a positive number")),
+        }
+    }
+
+    /// Whether `field` is there and `null`, for the few fields in which that does not mean the default.
+    pub(crate) fn is_null(&self, field: &str) -> bool {
+        self.map.get(field).is_some_and(Value::is_null)
+    }
+
     /// The nested object `field`. Its own errors name the field without the outer name.
     pub(crate) fn object(&self, field: &str) -> Result<Fields<'a>, Error> {
         match self.get(field) {

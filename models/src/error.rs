@@ -1,6 +1,10 @@
 //! Why a model could not be made or run.
 
-/// An error of the loader or of a kernel; both name what was wrong, and where.
+use std::path::PathBuf;
+
+use outcrop_kernels::ElementType;
+
+/// An error of the loader or of a kernel, or a sequence that does not fit the model.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -20,7 +24,7 @@ pub enum Error {
         /// Rows of the table.
         vocab_size: usize,
     },
-    /// A sequence is longer than the model's table of positions.
+    /// A sequence is longer than the model's table of positions, or than the limit of the decoder families.
     #[error(
         "{tokens} tokens do not fit the model's {max_tokens} positions; lower max_length to {max_tokens} or shorten the text"
     )]
@@ -29,5 +33,19 @@ pub enum Error {
         tokens: usize,
         /// Tokens the model can place.
         max_tokens: usize,
+    },
+    /// An adapter changes the word embeddings by low-rank matrices.
+    #[error("the adapter in {} changes the word embeddings by low-rank matrices, which is not supported", dir.display())]
+    LowRankEmbedding {
+        /// The adapter.
+        dir: PathBuf,
+    },
+    /// A weight is too large for the type asked for.
+    #[error("tensor {tensor} holds values beyond the range of {element_type:?}; use bf16 or f32")]
+    Overflow {
+        /// The tensor.
+        tensor: String,
+        /// The type asked for.
+        element_type: ElementType,
     },
 }

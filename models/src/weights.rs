@@ -1,13 +1,17 @@
-//! Weights by name, packed for the device while the model is opened.
+//! Weights by name: adapters merged, packed for the device while the model is opened.
+
+use std::borrow::Cow;
 
 use outcrop_kernels::add_layer_norm::LayerNorm;
+use outcrop_kernels::add_low_rank::{LowRank, add_low_rank};
 use outcrop_kernels::gemm::{Matrix, Part};
-use outcrop_kernels::{Elements, Stream};
-use outcrop_loader::{Checkpoint, Tensor, TensorData};
+use outcrop_kernels::rms_norm::RmsNorm;
+use outcrop_kernels::{ElementType, Elements, Stream};
+use outcrop_loader::{Adapter, Change, Checkpoint, Tensor, TensorData};
 
 use crate::Error;
 
-/// A dense layer, perhaps fused from several: `[out, in]` weights and a bias.
+/// A dense layer with bias, perhaps fused from several: `[out, in]` weights.
 pub(crate) struct Linear {
     pub(crate) weight: Matrix,
     pub(crate) bias: Vec<f32>,
@@ -26,28 +30,89 @@ impl Norm {
     }
 }
 
+/// Scale and epsilon of an RMSNorm.
+pub(crate) struct RootMeanSquare {
+    weight: Vec<f32>,
+    eps: f32,
+}
+
+impl RootMeanSquare {
+    pub(crate) fn get(&self) -> RmsNorm<'_> {
+        RmsNorm { weight: &self.weight, eps: self.eps }
+    }
+}
+
+/// How a checkpoint stores the factor of an RMSNorm (SPEC 1, 5, 6).
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum RmsConvention {
+    /// As it is: MiniCPM.
+    Factor,
+    /// Less one: Gemma.
+    FactorMinusOne,
+}
+
 /// Reads the weights of one module after the other, by their full names.
 #[derive(Clone, Copy)]
 pub(crate) struct Reader<'a> {
     pub(crate) stream: &'a Stream,
     pub(crate) checkpoint: &'a Checkpoint,
+    /// Merged in this order.
+    pub(crate) adapters: &'a [Adapter],
+    /// The type matrices are held in; `None` for the stored one.
+    pub(crate) element_type: Option<ElementType>,
 }
 
-impl Reader<'_> {
-    /// `{name}.weight` and `{name}.bias` of each name, fused in that order; all are `[out, input]`.
-    pub(crate) fn linear(&self, names: &[String], out: usize, input: usize) -> Result<Linear, Error> {
+/// A matrix as stored, or merged with the adapters in f32.
+pub(crate) struct Weight<'a> {
+    stored: Tensor<'a>,
+    merged: Option<Vec<f32>>,
+}
+
+impl Weight<'_> {
+    fn elements(&self) -> Elements<'_> {
+        self.merged.as_deref().map_or_else(|| elements(&self.stored), Elements::F32)
+    }
+}
+
+impl<'a> Reader<'a> {
+    /// The matrices `{name}.weight` of each name, `[out, input]` each, fused in that order.
+    pub(crate) fn matrix(&self, names: &[(String, usize)], input: usize) -> Result<Matrix, Error> {
         let mut weights = Vec::new();
-        let mut bias = Vec::new();
-        for name in names {
-            weights.push(self.checkpoint.tensor(&format!("{name}.weight"))?.expect_shape(&[out, input])?);
-            bias.extend(self.vector(&format!("{name}.bias"), out)?);
+        for (name, out) in names {
+            weights.push((self.weight(name, *out, input)?, *out));
         }
         let parts: Vec<_> =
-            weights.iter().map(|tensor| Part { weights: elements(tensor), rows: out }).collect();
-        let weight = Matrix::pack(self.stream, &parts, input)?;
+            weights.iter().map(|(weight, rows)| Part { weights: weight.elements(), rows: *rows }).collect();
+        let matrix = Matrix::pack(self.stream, &parts, input, self.element_type)?;
         // The packed copy serves from here on; the mapped pages would only count twice.
-        weights.iter().for_each(Tensor::release);
-        Ok(Linear { weight, bias })
+        weights.iter().for_each(|(weight, _)| weight.stored.release());
+        Ok(matrix)
+    }
+
+    /// Gate and up projection of a gated MLP, `[out, input]` each, interleaved.
+    pub(crate) fn gated_matrix(
+        &self,
+        gate: &str,
+        up: &str,
+        out: usize,
+        input: usize,
+    ) -> Result<Matrix, Error> {
+        let (gate, up) = (self.weight(gate, out, input)?, self.weight(up, out, input)?);
+        let (gate_elements, up_elements) = (gate.elements(), up.elements());
+        let matrix =
+            Matrix::pack_gated(self.stream, gate_elements, up_elements, out, input, self.element_type)?;
+        [gate, up].iter().for_each(|weight| weight.stored.release());
+        Ok(matrix)
+    }
+
+    /// `{name}.weight` and `{name}.bias` of each name, fused in that order; all are `[out, input]`.
+    pub(crate) fn linear(&self, names: &[String], out: usize, input: usize) -> Result<Linear, Error> {
+        let mut bias = Vec::new();
+        for name in names {
+            bias.extend(self.vector(&format!("{name}.bias"), out)?);
+        }
+        let names: Vec<_> = names.iter().map(|name| (name.clone(), out)).collect();
+        Ok(Linear { weight: self.matrix(&names, input)?, bias })
     }
 
     /// A LayerNorm over `len` elements.
@@ -59,14 +124,88 @@ impl Reader<'_> {
         })
     }
 
+    /// An RMSNorm over `len` elements. Its weight becomes the factor here, once, in f32 as in the reference.
+    pub(crate) fn rms_norm(
+        &self,
+        name: &str,
+        len: usize,
+        eps: f32,
+        convention: RmsConvention,
+    ) -> Result<RootMeanSquare, Error> {
+        let mut weight = self.vector(&format!("{name}.weight"), len)?;
+        if convention == RmsConvention::FactorMinusOne {
+            weight.iter_mut().for_each(|w| *w += 1.0);
+        }
+        Ok(RootMeanSquare { weight, eps })
+    }
+
     /// A one-dimensional tensor in f32.
     pub(crate) fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>, Error> {
-        Ok(elements(&self.checkpoint.tensor(name)?.expect_shape(&[len])?).to_vec())
+        let tensor = self.checkpoint.tensor(name)?.expect_shape(&[len])?;
+        for adapter in self.adapters {
+            // `Adapter::check` has seen the shapes; a low-rank change of a vector does not exist.
+            if let Some(Change::Replacement(replacement)) = adapter.change(name)? {
+                return Ok(elements(&replacement.expect_shape(&[len])?).to_vec());
+            }
+        }
+        Ok(elements(&tensor).to_vec())
     }
 
     /// The first row of a `[rows, len]` table, in f32.
     pub(crate) fn first_row(&self, name: &str, rows: usize, len: usize) -> Result<Vec<f32>, Error> {
-        Ok(elements(&self.checkpoint.tensor(name)?.expect_shape(&[rows, len])?).slice(0, len).to_vec())
+        self.row(name, 0, rows, len)
+    }
+
+    /// Row `row` of a `[rows, len]` table, in f32; of a stored table only that row is read.
+    pub(crate) fn row(&self, name: &str, row: usize, rows: usize, len: usize) -> Result<Vec<f32>, Error> {
+        if self.is_changed(name)? {
+            let module = name.strip_suffix(".weight").unwrap_or(name);
+            let weight = self.weight(module, rows, len)?;
+            return Ok(weight.elements().slice(row * len, len).to_vec());
+        }
+        Ok(elements(&self.checkpoint.tensor(name)?.expect_shape(&[rows, len])?)
+            .slice(row * len, len)
+            .to_vec())
+    }
+
+    fn is_changed(&self, name: &str) -> Result<bool, Error> {
+        for adapter in self.adapters {
+            if adapter.change(name)?.is_some() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// `{module}.weight`, `[out, input]`, with every adapter's change merged in order (SPEC 9.4).
+    ///
+    /// A changed matrix is formed in f32, the type in which the reference merges, and stays so unless a type is asked for.
+    fn weight(&self, module: &str, out: usize, input: usize) -> Result<Weight<'a>, Error> {
+        let name = format!("{module}.weight");
+        let stored = self.checkpoint.tensor(&name)?.expect_shape(&[out, input])?;
+        let mut merged: Option<Vec<f32>> = None;
+        for adapter in self.adapters {
+            match adapter.change(&name)? {
+                None => {}
+                Some(Change::Replacement(replacement)) => {
+                    merged = Some(elements(&replacement.expect_shape(&[out, input])?).to_vec());
+                }
+                Some(Change::LowRank { a, b, scale }) => {
+                    let rank = a.shape.first().copied().unwrap_or(0);
+                    let (a, b) = (a.expect_shape(&[rank, input])?, b.expect_shape(&[out, rank])?);
+                    let shape = LowRank { out_features: out, in_features: input, rank, scale };
+                    let w = merged.get_or_insert_with(|| elements(&stored).to_vec());
+                    add_low_rank(self.stream, w, &f32s(&b), &f32s(&a), shape)?;
+                }
+            }
+        }
+        let weight = Weight { stored, merged };
+        if let Some(element_type) = self.element_type
+            && !weight.elements().fits(element_type)
+        {
+            return Err(Error::Overflow { tensor: name, element_type });
+        }
+        Ok(weight)
     }
 }
 
@@ -76,5 +215,12 @@ pub(crate) fn elements<'a>(tensor: &Tensor<'a>) -> Elements<'a> {
         TensorData::F32(x) => Elements::F32(x),
         TensorData::F16(x) => Elements::F16(x),
         TensorData::BF16(x) => Elements::BF16(x),
+    }
+}
+
+fn f32s<'a>(tensor: &Tensor<'a>) -> Cow<'a, [f32]> {
+    match tensor.data {
+        TensorData::F32(x) => Cow::Borrowed(x),
+        TensorData::F16(_) | TensorData::BF16(_) => Cow::Owned(elements(tensor).to_vec()),
     }
 }

@@ -1,5 +1,7 @@
 //! Why a call, or one item of a call, failed.
 
+use outcrop_loader::AllowedCutoffs;
+
 /// What the engine can answer instead of a score.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -35,6 +37,60 @@ pub enum Error {
     NonFinite {
         /// The first tensor with a NaN or an infinity, if there is one.
         tensor: Option<String>,
+    },
+    /// An option was given to a model that has nothing of the kind.
+    #[error("{architecture} has no option {option}")]
+    NoSuchOption {
+        /// The option.
+        option: &'static str,
+        /// The model's architecture.
+        architecture: &'static str,
+    },
+    /// An empty list of cutoffs.
+    #[error("no cutoff layers; give at least one of {allowed}")]
+    NoCutoffs {
+        /// What the model allows.
+        allowed: AllowedCutoffs,
+    },
+    /// A cutoff behind which the model has no head.
+    #[error("cutoff layer {layer} does not exist in this model; allowed are {allowed}")]
+    CutoffNotAllowed {
+        /// The cutoff.
+        layer: usize,
+        /// What the model allows.
+        allowed: AllowedCutoffs,
+    },
+    /// A list of layers with a repeat, or out of order.
+    #[error("{option}: {next} after {layer}; layers must ascend without repeats")]
+    NotAscending {
+        /// The list.
+        option: &'static str,
+        /// A layer.
+        layer: usize,
+        /// The one behind it.
+        next: usize,
+    },
+    /// A compression that would leave nothing.
+    #[error("compress_ratio 0; a ratio is 1 (none) or more")]
+    CompressRatio,
+    /// A compression of the embeddings.
+    #[error("compress_layers: layer 0 is never compressed; the first that can be is 1")]
+    CompressLayerZero,
+    /// A prompt that leaves no room for query and passage.
+    #[error("the prompt has {tokens} tokens, more than the {limit} that a prompt may have")]
+    PromptTooLong {
+        /// Tokens of the prompt.
+        tokens: usize,
+        /// The most it may have.
+        limit: usize,
+    },
+    /// A text that the model's input needs cannot be written with its tokenizer.
+    #[error(
+        "the tokenizer gives no token for {text:?}, which this model's input needs; tokenizer.json is not this model's"
+    )]
+    NoTokens {
+        /// The text.
+        text: &'static str,
     },
     /// An instruction format is not one that `str.format` of the reference accepts.
     #[error(

@@ -25,11 +25,15 @@ mod engine;
 mod error;
 mod options;
 mod packing;
+mod schedule;
 
 pub use outcrop_loader as loader;
+pub use outcrop_loader::{AllowedCutoffs, Gelu};
 pub use outcrop_models::Pooling;
-pub use outcrop_models::input::Sequence;
+pub use outcrop_models::decoder::{HeadRule, WeightInfo, WeightPart, manifest};
+pub use outcrop_models::input::{PairSequence, Sequence};
 
-pub use engine::{Embedding, Engine, Ranked, Ranking, Score};
+pub use engine::{Embedding, Engine, LayerScore, Ranked, Ranking, Score};
 pub use error::Error;
-pub use options::{EmbedOptions, EngineOptions, ScoreOptions};
+pub use options::{Dtype, EmbedOptions, EngineOptions, ScoreOptions};
+pub use schedule::{Compression, Cutoffs, Warning};

@@ -1,19 +1,75 @@
 //! What a caller may choose.
 
 use std::borrow::Cow;
+use std::path::PathBuf;
 
-use outcrop_models::Pooling;
+use outcrop_loader::Gelu;
+use outcrop_models::decoder::HeadRule;
+use outcrop_models::{ElementType, Pooling};
 
-use crate::Error;
+use crate::{Compression, Cutoffs, Error};
 
-/// How an engine runs.
-#[derive(Clone, Debug, Default)]
+/// How a model is read and run. Options that the model does not have are refused when it is opened.
+#[derive(Clone, Debug)]
 pub struct EngineOptions {
     /// Compute threads; `None` takes as many as the process may use. Results do not depend on it.
     pub threads: Option<usize>,
     /// Tokens packed into one forward pass; `None` takes 1024. A longer sequence runs alone. More tokens per pass use
     /// more memory for activations; results do not depend on it.
     pub batch_tokens: Option<usize>,
+    /// The type in which matrices are held.
+    pub dtype: Dtype,
+    /// LoRA adapters, merged in this order while a decoder is read.
+    pub adapters: Vec<PathBuf>,
+    /// Which head reads which cutoff of a layerwise model; `None` is [`HeadRule::Reference`].
+    pub heads: Option<HeadRule>,
+    /// Whether Gemma 2 bounds its attention scores, as its configuration says and the reference does not.
+    pub attention_softcap: bool,
+    /// The GELU of the Gemma families; `None` takes what the configuration says, which for v2-gemma is tanh.
+    pub gelu: Option<Gelu>,
+    /// Whether a decoder computes the query part of pairs that share it once. Results do not depend on it.
+    pub prefix_sharing: bool,
+}
+
+impl Default for EngineOptions {
+    fn default() -> Self {
+        Self {
+            threads: None,
+            batch_tokens: None,
+            dtype: Dtype::Auto,
+            adapters: Vec::new(),
+            heads: None,
+            attention_softcap: false,
+            gelu: None,
+            prefix_sharing: true,
+        }
+    }
+}
+
+/// The type in which matrices are held. Everything is computed in f32; 16-bit matrices take half the memory of f32, and rounding
+/// them to 16 bits moves scores.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Dtype {
+    /// As stored; what an adapter changes, in f32.
+    #[default]
+    Auto,
+    /// IEEE half precision. A weight beyond its range is an error.
+    F16,
+    /// bfloat16.
+    BF16,
+    /// 32-bit floats.
+    F32,
+}
+
+impl Dtype {
+    pub(crate) fn element_type(self) -> Option<ElementType> {
+        match self {
+            Self::Auto => None,
+            Self::F16 => Some(ElementType::F16),
+            Self::BF16 => Some(ElementType::BF16),
+            Self::F32 => Some(ElementType::F32),
+        }
+    }
 }
 
 /// How pairs are read and scores reported. The defaults are the reference's.
@@ -26,14 +82,22 @@ pub struct ScoreOptions {
     pub query_max_length: Option<usize>,
     /// Whether to report `1 / (1 + exp(-score))`, computed in f64. A cosine is never normalised.
     pub normalize: bool,
-    /// Put before the query by `query_instruction_format`.
+    /// Put before the query by `query_instruction_format`. `None` takes the model's: nothing for an encoder, `A: ` for a decoder;
+    /// an empty text switches it off.
     pub query_instruction: Option<String>,
-    /// Put before the passage by `passage_instruction_format`.
+    /// Put before the passage by `passage_instruction_format`; `None` is nothing for an encoder and `B: ` for a decoder.
     pub passage_instruction: Option<String>,
     /// Joins instruction and query: `{}` twice, or `{0}` and `{1}`; the two characters `\n` mean a line break.
     pub query_instruction_format: String,
     /// Joins instruction and passage, as `query_instruction_format`.
     pub passage_instruction_format: String,
+    /// The layers of a layerwise model behind which pairs are scored, all in one run to the largest; `None` takes the largest
+    /// that the model allows.
+    pub cutoff_layers: Option<Cutoffs>,
+    /// Merging of passage states on the way, for a model that was trained for it; `None` for none.
+    pub compression: Option<Compression>,
+    /// The question at the end of a decoder's input; `None` takes the reference's.
+    pub prompt: Option<String>,
 }
 
 impl Default for ScoreOptions {
@@ -46,6 +110,9 @@ impl Default for ScoreOptions {
             passage_instruction: None,
             query_instruction_format: "{}{}".to_owned(),
             passage_instruction_format: "{}{}".to_owned(),
+            cutoff_layers: None,
+            compression: None,
+            prompt: None,
         }
     }
 }

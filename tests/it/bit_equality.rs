@@ -5,7 +5,8 @@ use outcrop::{EmbedOptions, Engine, EngineOptions, ScoreOptions};
 use crate::fixtures::{pair_cases, path, text_cases};
 
 fn open(model: &str, threads: usize, batch_tokens: usize) -> Engine {
-    let options = EngineOptions { threads: Some(threads), batch_tokens: Some(batch_tokens) };
+    let options =
+        EngineOptions { threads: Some(threads), batch_tokens: Some(batch_tokens), ..Default::default() };
     Engine::open(path(model), &options).unwrap()
 }
 

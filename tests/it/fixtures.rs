@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use outcrop::{EmbedOptions, Engine, EngineOptions, Pooling, ScoreOptions};
+use outcrop::{Compression, EmbedOptions, Engine, EngineOptions, Pooling, ScoreOptions};
 use serde_json::Value;
 
 /// `tests/fixtures/<name>`.
@@ -43,58 +43,109 @@ pub(crate) fn engine(dir: impl AsRef<Path>) -> Engine {
 pub(crate) struct PairCase {
     pub(crate) name: String,
     pub(crate) pairs: Vec<(String, String)>,
+    /// Without cutoffs and compression: those are checked types, and the model has a say in them.
     pub(crate) options: ScoreOptions,
+    pub(crate) cutoff_layers: Option<Vec<usize>>,
+    pub(crate) compress_ratio: Option<usize>,
+    pub(crate) compress_layers: Option<Vec<usize>>,
+    /// Adapter directories, in order.
+    pub(crate) adapters: Vec<PathBuf>,
     /// Token ids of each pair, where the oracle recorded them.
     pub(crate) input_ids: Option<Vec<Vec<u32>>>,
-    /// The scores, or `None` where the reference fails.
-    pub(crate) scores: Option<Vec<f64>>,
+    /// Tokens of the query part and of the prompt part of each pair, where recorded.
+    pub(crate) parts: Option<Vec<(usize, usize)>>,
+    /// The scores, one list per cutoff, or `None` where the reference fails.
+    pub(crate) scores: Option<Vec<Vec<f64>>>,
+}
+
+impl PairCase {
+    /// The options with what the model checks, or its refusal.
+    pub(crate) fn options_for(&self, engine: &Engine) -> Result<ScoreOptions, outcrop::Error> {
+        let cutoff_layers = self.cutoff_layers.as_deref().map(|layers| engine.cutoffs(layers)).transpose()?;
+        let layers = self.compress_layers.as_deref().unwrap_or(Compression::DEFAULT_LAYERS);
+        let compression = self.compress_ratio.map(|ratio| Compression::new(ratio, layers)).transpose()?;
+        Ok(ScoreOptions { cutoff_layers, compression, ..self.options.clone() })
+    }
 }
 
 /// The cases of a reranker's `expected.json`.
 pub(crate) fn pair_cases(dir: &Path) -> Vec<PairCase> {
     let expected = json(dir.join("expected.json"));
-    // A full oracle does not record the constructor's arguments; the same case of the fixtures does.
-    let recorded = json(path("xlmr_base/expected.json"));
-    let text = |v: &Value| v.as_str().unwrap().to_owned();
+    // A full oracle does not record the constructor's arguments; the same case of the fixture of the same name does.
+    let recorded = json(path(&dir.file_name().unwrap().to_string_lossy()).join("expected.json"));
     let cases = expected["cases"].as_array().unwrap().iter();
     cases
+        .filter(|case| !NOT_OURS.contains(&case["name"].as_str().unwrap()))
         .map(|case| {
             let same_case = recorded["cases"].as_array().unwrap().iter().find(|c| c["name"] == case["name"]);
-            let pairs = match case.get("pairs") {
-                Some(pairs) => {
-                    pairs.as_array().unwrap().iter().map(|pair| (text(&pair[0]), text(&pair[1]))).collect()
-                }
-                None => case["pair_ids"]
-                    .as_array()
-                    .unwrap()
-                    .iter()
-                    .map(|id| &expected["pairs"][id.as_str().unwrap()])
-                    .map(|pair| (text(&pair["query"]), text(&pair["passage"])))
-                    .collect(),
-            };
-            let constructor =
-                |name: &str| same_case.and_then(|c| c.get("constructor")).and_then(|c| c.get(name)).map(text);
-            let option = |name: &str| case["options"].get(name).and_then(Value::as_u64).map(|x| x as usize);
-            let defaults = ScoreOptions::default();
-            PairCase {
-                name: text(&case["name"]),
-                pairs,
-                options: ScoreOptions {
-                    max_length: option("max_length"),
-                    query_max_length: option("query_max_length"),
-                    normalize: case["options"].get("normalize").is_some_and(|x| x == true),
-                    query_instruction: constructor("query_instruction_for_rerank"),
-                    passage_instruction: constructor("passage_instruction_for_rerank"),
-                    query_instruction_format: constructor("query_instruction_format")
-                        .unwrap_or(defaults.query_instruction_format),
-                    passage_instruction_format: constructor("passage_instruction_format")
-                        .unwrap_or(defaults.passage_instruction_format),
-                },
-                input_ids: case.get("input_ids").map(id_lists),
-                scores: case.get("scores").map(numbers),
-            }
+            pair_case(dir, &expected, case, same_case.map_or(&Value::Null, |case| &case["constructor"]))
         })
         .collect()
+}
+
+/// Cases of the full oracle about the reference's own types and options: scores in bf16, a loader of data.
+const NOT_OURS: &[&str] = &["bf16_cpu", "use_dataloader"];
+
+fn pair_case(dir: &Path, expected: &Value, case: &Value, constructor: &Value) -> PairCase {
+    let text = |v: &Value| v.as_str().unwrap().to_owned();
+    let pairs = match case.get("pairs") {
+        Some(pairs) => {
+            pairs.as_array().unwrap().iter().map(|pair| (text(&pair[0]), text(&pair[1]))).collect()
+        }
+        None => case["pair_ids"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|id| &expected["pairs"][id.as_str().unwrap()])
+            .map(|pair| (text(&pair["query"]), text(&pair["passage"])))
+            .collect(),
+    };
+    let given = &case["options"];
+    let option = |name: &str| given.get(name).or_else(|| constructor.get(name));
+    let count = |name: &str| option(name).and_then(Value::as_u64).map(|x| x as usize);
+    let texts = |name: &str| match option(name) {
+        None => Vec::new(),
+        Some(Value::Array(texts)) => texts.iter().map(text).collect(),
+        Some(one) => vec![text(one)],
+    };
+    let string = |name: &str| texts(name).pop();
+    let layers = |name: &str| match option(name)? {
+        Value::Array(layers) => Some(layers.iter().map(|x| x.as_u64().unwrap() as usize).collect()),
+        one => Some(vec![one.as_u64().unwrap() as usize]),
+    };
+    let defaults = ScoreOptions::default();
+    let scores = case.get("scores").and_then(Value::as_array);
+    PairCase {
+        name: text(&case["name"]),
+        pairs,
+        options: ScoreOptions {
+            max_length: count("max_length"),
+            query_max_length: count("query_max_length"),
+            normalize: given.get("normalize").is_some_and(|x| x == true),
+            query_instruction: string("query_instruction_for_rerank"),
+            passage_instruction: string("passage_instruction_for_rerank"),
+            query_instruction_format: string("query_instruction_format")
+                .unwrap_or(defaults.query_instruction_format),
+            passage_instruction_format: string("passage_instruction_format")
+                .unwrap_or(defaults.passage_instruction_format),
+            prompt: string("prompt"),
+            cutoff_layers: None,
+            compression: None,
+        },
+        cutoff_layers: layers("cutoff_layers"),
+        compress_ratio: count("compress_ratio"),
+        compress_layers: layers("compress_layer").or_else(|| layers("compress_layers")),
+        adapters: texts("peft_path").into_iter().map(|name| dir.join(name)).collect(),
+        input_ids: case.get("input_ids").map(id_lists),
+        parts: case.get("query_and_prompt_lengths").map(|lengths| {
+            let length = |pair: &Value, i: usize| pair[i].as_u64().unwrap() as usize;
+            lengths.as_array().unwrap().iter().map(|pair| (length(pair, 0), length(pair, 1))).collect()
+        }),
+        scores: scores.map(|scores| match scores.first() {
+            Some(Value::Array(_)) => scores.iter().map(numbers).collect(),
+            _ => vec![scores.iter().map(|x| x.as_f64().unwrap()).collect()],
+        }),
+    }
 }
 
 /// A case of an `expected.json` of an embedder.

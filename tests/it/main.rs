@@ -10,10 +10,14 @@ mod fixtures;
 
 // Token ids, scores and vectors against the reference implementation.
 mod reference;
+// The same for the decoder families, layer by layer too.
+mod decoders;
 // Known wrong variants, each of which the reference comparison must catch.
 mod mutants;
 // Same bits alone, in any batch, in any order, with any number of threads.
 mod bit_equality;
+// Properties of the decoder families over random networks.
+mod properties;
 // A real checkpoint: all-MiniLM-L6-v2.
 mod minilm;
 // Memory: no allocation in the layer loop, resident size.

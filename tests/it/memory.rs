@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use outcrop_loader::{Checkpoint, Config};
-use outcrop_models::{Activations, Batch, Encoder, Stream};
+use outcrop_models::Stream;
+use outcrop_models::encoder::{Activations, Batch, Encoder};
 
 use crate::fixtures::path;
 
@@ -50,10 +51,10 @@ static ALLOCATOR: Counting = Counting;
 #[test]
 fn the_layer_loop_allocates_nothing_of_size() {
     let checkpoint = Arc::new(Checkpoint::open(path("xlmr_base")).unwrap());
-    let Config::Encoder(config) = checkpoint.config().clone();
+    let Config::Encoder(config) = checkpoint.config().clone() else { panic!("not an encoder") };
     // One thread: all work then happens on this one, and can be counted.
     let stream = Stream::cpu(Some(1)).unwrap();
-    let encoder = Encoder::load(&stream, checkpoint, &config).unwrap();
+    let encoder = Encoder::load(&stream, checkpoint, &config, None).unwrap();
     let mut act = Activations::new(&config, 1024);
     let ids: Vec<Vec<u32>> = [512, 200, 37, 5].map(|n| (0..n).map(|i| 4 + i % 480).collect()).to_vec();
     let batch = Batch::new(&config, ids.iter().map(Vec::as_slice));

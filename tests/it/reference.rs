@@ -25,11 +25,11 @@ fn rerankers_give_the_reference_ids_and_scores() {
             if let Some(expected) = &case.input_ids {
                 for (pair, expected) in case.pairs.iter().zip(expected) {
                     let sequence = engine.pair_sequence(&pair.0, &pair.1, &case.options).unwrap();
-                    assert_eq!(&sequence.input_ids, expected, "{what}: ids of {pair:?}");
+                    assert_eq!(&sequence.sequence.input_ids, expected, "{what}: ids of {pair:?}");
                 }
             }
             let scores = engine.score(&case.pairs, &case.options).unwrap();
-            let Some(expected) = &case.scores else {
+            let Some([expected]) = case.scores.as_deref() else {
                 expect_refusal(&what, &case, &scores);
                 continue;
             };

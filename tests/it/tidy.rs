@@ -43,12 +43,12 @@ const DEPENDENCIES: &[(&str, &[&str])] = &[
 
 /// Lines of Rust per crate, tests included.
 const LINES_MAX: &[(&str, usize)] = &[
-    ("loader", 4200),
-    ("kernels", 3000),
-    ("models", 900),
-    ("runtime", 4400),
-    ("benches", 400),
-    ("tests", 2800),
+    ("loader", 6800),
+    ("kernels", 5200),
+    ("models", 2400),
+    ("runtime", 7600),
+    ("benches", 700),
+    ("tests", 5200),
 ];
 
 /// Files that may hold unsafe code, beside all of `kernels`.

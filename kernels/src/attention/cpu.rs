@@ -1,19 +1,26 @@
-//! One task per (sequence, head, block of 64 queries), walking over the keys in blocks of 256.
+//! One task per (span, head), walking over its queries in blocks of 64 and for each over the keys in blocks of 256.
 //!
 //! The score tile is kept transposed, `[keys, queries]`: then softmax runs along queries, 16 at a time, without a single
 //! horizontal reduction, and both products read their operands as they lie. Queries are transposed (and scaled) once per
-//! task; the last block of a sequence is filled up with zero queries to a multiple of 16.
+//! task; the last block of a span is filled up with zero queries to a multiple of 16.
+//!
+//! Keys beyond the last query of a block, and blocks of keys before the first one's window, are not computed. Where a block
+//! is seen in part, what a query may not see is set to minus infinity before the softmax and to zero after it: then the second
+//! product adds exact zeros.
 
 use std::cell::RefCell;
+use std::ops::Range;
 
-use super::{AttentionParams, Rows};
-use crate::math::{exp2, vectorize};
+use super::{AttentionParams, Mask, Rows, Span};
+use crate::math::{exp2, tanh, vectorize};
 use crate::shared_mut::SharedMut;
-use crate::{Buffer, Segments, Stream};
+use crate::{Buffer, Stream};
 
 const BLOCK_Q: usize = 64;
 const BLOCK_K: usize = 256;
 const HEAD_DIM_MAX: usize = 256;
+/// Where running maxima start: below any score, and finite, so that a query that sees nothing of a block has no NaN.
+const LOWEST: f32 = -1e30;
 
 /// A task's memory, made once per thread.
 struct Scratch {
@@ -28,6 +35,8 @@ struct Scratch {
     rescale: [f32; BLOCK_Q],
     /// Per query: sum of the exponentials.
     sum: [f32; BLOCK_Q],
+    /// Whether no keys have been added yet.
+    is_empty: bool,
 }
 
 thread_local! {
@@ -38,44 +47,46 @@ thread_local! {
         max: [0.0; BLOCK_Q],
         rescale: [0.0; BLOCK_Q],
         sum: [0.0; BLOCK_Q],
+        is_empty: true,
     });
 }
 
-#[allow(clippy::too_many_arguments)]
 pub(super) fn attention(
     stream: &Stream,
     out: &mut [f32],
     q: Rows<'_>,
     k: Rows<'_>,
     v: Rows<'_>,
-    queries: &Segments,
-    keys: &Segments,
+    spans: &[Span],
     params: AttentionParams,
 ) {
-    let AttentionParams { num_heads, head_dim, .. } = params;
+    let AttentionParams { num_heads, num_kv_heads, head_dim, .. } = params;
     let hidden_size = num_heads * head_dim;
     let out = SharedMut::new(out);
     // One task walks all query blocks of its head, so the head's keys and values stay in cache.
-    stream.for_each(queries.num_seqs() * num_heads, |task| {
-        let (seq, head) = (task / num_heads, task % num_heads);
-        let (query_rows, key_rows) = (queries.range(seq), keys.range(seq));
-        let keys = Operand::new(k, key_rows.start, head * head_dim);
-        let values = Operand::new(v, key_rows.start, head * head_dim);
+    stream.for_each(spans.len() * num_heads, |task| {
+        let (span, head) = (&spans[task / num_heads], task % num_heads);
+        let column = head * head_dim;
+        let kv_column = head / (num_heads / num_kv_heads) * head_dim;
         SCRATCH.with_borrow_mut(|scratch| {
-            for row in query_rows.clone().step_by(BLOCK_Q) {
-                let block = Block {
-                    num_queries: BLOCK_Q.min(query_rows.end - row),
-                    num_keys: key_rows.len(),
-                    head_dim,
-                };
-                scratch.start(Operand::new(q, row, head * head_dim), block, params.softmax_scale);
-                for first_key in (0..block.num_keys).step_by(BLOCK_K) {
-                    scratch.add_keys(keys, values, first_key, block);
+            for first in span.queries.clone().step_by(BLOCK_Q) {
+                let num_queries = BLOCK_Q.min(span.queries.end - first);
+                let position = span.first_position() + first - span.queries.start;
+                let block = Block { num_queries, position, head_dim };
+                scratch.start(Operand::new(q, first, column), block, params.softmax_scale);
+                for (rows, first_key) in [(&span.prefix, 0), (&span.keys, span.prefix.len())] {
+                    let (k, v) =
+                        (Operand::new(k, rows.start, kv_column), Operand::new(v, rows.start, kv_column));
+                    for start in (0..rows.len()).step_by(BLOCK_K) {
+                        let end = rows.len().min(start + BLOCK_K);
+                        let keys = block.seen(first_key + start..first_key + end, params.mask);
+                        scratch.add_keys(k.from(start), v.from(start), keys, block, params);
+                    }
                 }
                 let out = (0..block.num_queries).map(|i| {
-                    // SAFETY: this task owns columns `head * head_dim ..` of the sequence's query rows, and the iterator
-                    // yields each row once.
-                    unsafe { out.slice((row + i) * hidden_size + head * head_dim, head_dim) }
+                    // SAFETY: spans do not overlap, this task owns columns `column ..` of the span's query rows, and the
+                    // iterator yields each row once.
+                    unsafe { out.slice((first + i) * hidden_size + column, head_dim) }
                 });
                 scratch.finish(out, block);
             }
@@ -92,32 +103,63 @@ struct Operand<'a> {
 
 impl<'a> Operand<'a> {
     fn new(rows: Rows<'a>, row: usize, column: usize) -> Self {
-        Self {
-            data: &rows.buffer.as_slice()[row * rows.stride + rows.column + column..],
-            stride: rows.stride,
-        }
+        // An empty run of rows may start at the very end.
+        let start = (row * rows.stride + rows.column + column).min(rows.buffer.len());
+        Self { data: &rows.buffer.as_slice()[start..], stride: rows.stride }
     }
 
-    /// The operand from row `row` on; asserts that `num_rows` rows of `head_dim` are there.
-    fn rows(self, row: usize, num_rows: usize, head_dim: usize) -> &'a [f32] {
-        let data = &self.data[row * self.stride..];
-        assert!(data.len() >= (num_rows - 1) * self.stride + head_dim, "attention operand too short");
-        data
+    /// The operand from row `row` on.
+    fn from(self, row: usize) -> Self {
+        Self { data: &self.data[row * self.stride..], ..self }
+    }
+
+    /// The elements; asserts that `num_rows` rows of `head_dim` are there.
+    fn rows(self, num_rows: usize, head_dim: usize) -> &'a [f32] {
+        assert!(self.data.len() >= (num_rows - 1) * self.stride + head_dim, "attention operand too short");
+        self.data
     }
 }
 
-/// What one task iteration works on.
+/// A block of queries.
 #[derive(Clone, Copy)]
 struct Block {
     num_queries: usize,
-    num_keys: usize,
+    /// Position of the first query; the others follow.
+    position: usize,
     head_dim: usize,
+}
+
+/// What a block of queries sees of a block of keys.
+#[derive(Clone, Copy)]
+struct Keys {
+    /// Position of the first key.
+    position: usize,
+    /// Keys from there on that some query sees.
+    num_keys: usize,
+    /// Whether some query does not see some of them.
+    is_masked: bool,
 }
 
 impl Block {
     /// Columns of the score tile: the queries, filled up to whole vectors.
     fn width(self) -> usize {
         self.num_queries.next_multiple_of(16)
+    }
+
+    /// Cuts off the keys at `positions` that lie beyond the last query; none are left if all lie before the first one's window.
+    fn seen(self, positions: Range<usize>, mask: Mask) -> Keys {
+        let (first, last) = (self.position, self.position + self.num_queries - 1);
+        let end = match mask {
+            Mask::Full => positions.end,
+            Mask::Window(window) if positions.end + window <= first + 1 => positions.start,
+            Mask::Causal | Mask::Window(_) => positions.end.min(last + 1),
+        };
+        let is_masked = match mask {
+            Mask::Full => false,
+            Mask::Causal => end > first + 1,
+            Mask::Window(window) => end > first + 1 || positions.start + window <= last,
+        };
+        Keys { position: positions.start, num_keys: end.saturating_sub(positions.start), is_masked }
     }
 }
 
@@ -143,16 +185,25 @@ impl Scratch {
                 out.iter_mut().zip(&rows).for_each(|(out, row)| *out = row[j] * scale);
             }
         }
-        self.max[..width].fill(f32::NEG_INFINITY);
+        self.max[..width].fill(LOWEST);
         self.sum[..width].fill(0.0);
+        self.is_empty = true;
     }
 
-    /// Adds one block of keys and values to the running softmax and output.
-    fn add_keys(&mut self, k: Operand<'_>, v: Operand<'_>, first_key: usize, block: Block) {
-        let (width, head_dim) = (block.width(), block.head_dim);
-        let num_keys = BLOCK_K.min(block.num_keys - first_key);
-        let k_rows = k.rows(first_key, num_keys, head_dim);
-        let v_rows = v.rows(first_key, num_keys, head_dim);
+    /// Adds the keys and values of one block, whose first rows `k` and `v` begin with, to the running softmax and output.
+    fn add_keys(
+        &mut self,
+        k: Operand<'_>,
+        v: Operand<'_>,
+        keys: Keys,
+        block: Block,
+        params: AttentionParams,
+    ) {
+        let (width, head_dim, num_keys) = (block.width(), block.head_dim, keys.num_keys);
+        if num_keys == 0 {
+            return;
+        }
+        let (k_rows, v_rows) = (k.rows(num_keys, head_dim), v.rows(num_keys, head_dim));
         // scores[keys, queries]: the crate's m runs along queries.
         // SAFETY: `scores` holds BLOCK_K * BLOCK_Q >= num_keys * width elements and `q` head_dim * width; `rows` asserted
         // that the keys are in bounds.
@@ -165,9 +216,17 @@ impl Scratch {
                 false,
             );
         }
+        if let Some(softcap) = params.softcap {
+            vectorize!(self.cap(softcap, num_keys, width));
+        }
+        if keys.is_masked {
+            self.fill_unseen(keys, block, params.mask, f32::NEG_INFINITY);
+        }
         vectorize!(self.softmax(num_keys, width));
-        let first = first_key == 0;
-        if !first {
+        if keys.is_masked {
+            self.fill_unseen(keys, block, params.mask, 0.0);
+        }
+        if !self.is_empty {
             vectorize!(self.rescale_output(block));
         }
         // acc[queries, head_dim] += scoresᵀ · v: the crate's m runs along head_dim.
@@ -182,8 +241,31 @@ impl Scratch {
                     col_stride: 1,
                 },
                 (head_dim, width, num_keys),
-                !first,
+                !self.is_empty,
             );
+        }
+        self.is_empty = false;
+    }
+
+    /// Bounds the scores, which are in units of log2.
+    #[inline(always)]
+    fn cap(&mut self, softcap: f32, num_keys: usize, width: usize) {
+        let cap = softcap * std::f32::consts::LOG2_E;
+        let inverse = 1.0 / cap;
+        let scores = &mut self.scores.as_mut_slice()[..num_keys * width];
+        scores.iter_mut().for_each(|x| *x = cap * tanh(*x * inverse));
+    }
+
+    /// Sets the scores of keys that a query does not see.
+    fn fill_unseen(&mut self, keys: Keys, block: Block, mask: Mask, value: f32) {
+        let width = block.width();
+        let scores = self.scores.as_mut_slice()[..keys.num_keys * width].chunks_exact_mut(width);
+        for (key, scores) in (keys.position..).zip(scores) {
+            // Queries see it from its own position on, and before they are a window beyond it.
+            scores[..key.saturating_sub(block.position).min(width)].fill(value);
+            if let Mask::Window(window) = mask {
+                scores[(key + window).saturating_sub(block.position).min(width)..].fill(value);
+            }
         }
     }
 

@@ -3,14 +3,16 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
-use super::Epilogue;
 use super::matrix::{Matrix, PANEL_WIDTH_MAX, Panel, PanelData};
-use crate::math::{gelu_erf, vectorize};
+use super::{Activation, Epilogue};
+use crate::math::{gelu_erf, gelu_tanh, silu, vectorize};
 use crate::shared_mut::SharedMut;
-use crate::{Elements, Stream};
+use crate::{Buffer, Elements, Stream};
 
 /// Rows of `a` in a tile: enough that re-ordering a panel for the microkernel, once per tile, is below 4 % of the work.
 const BLOCK_M_MAX: usize = 1024;
+/// The same where gate and up products are kept apart from `d` until they meet: 512 × 384 of them are 768 KiB.
+const GATED_BLOCK_M_MAX: usize = 512;
 /// A tile of fewer rows than this leaves the inner product short of work; more tasks would not pay.
 const BLOCK_M_MIN: usize = 32;
 /// Longest run of k summed before it is added to `d`. The `gemm` crate would choose a blocking of its own above this, and
@@ -26,31 +28,43 @@ pub(super) fn gemm(
     m: usize,
     epilogue: Epilogue<'_>,
 ) {
-    let n = b.rows_of(parts.clone());
+    let n = b.outputs_of(parts.clone());
     let first_row = b.first_row_of(parts.start);
     let panels = b.panels_of(parts);
-    let block_m = block_m(m, panels.len(), stream.num_threads());
+    let block_m_max = if b.is_gated() { GATED_BLOCK_M_MAX } else { BLOCK_M_MAX };
+    let block_m = block_m(m, block_m_max, panels.len(), stream.num_threads());
     let d = SharedMut::new(&mut d[..m * n]);
     stream.for_each(m.div_ceil(block_m) * panels.len(), |i| {
         let panel = &panels[i % panels.len()];
         let row = i / panels.len() * block_m;
+        let num_rows = block_m.min(m - row);
+        let a = &a[row * b.k()..(row + num_rows) * b.k()];
         let tile = Tile {
             d,
             row,
-            num_rows: block_m.min(m - row),
+            num_rows,
             col: panel.first_row - first_row,
-            num_cols: panel.width,
+            num_cols: panel.num_rows,
             row_stride: n,
         };
-        tile.multiply(a, panel, b.k());
-        // SAFETY: tiles are disjoint, and this task owns this one.
-        vectorize!(unsafe { tile.apply(epilogue) });
+        if let Epilogue::Gated(activation) = epilogue {
+            GATE_UP.with_borrow_mut(|gate_up| {
+                let gate_up = &mut gate_up.as_mut_slice()[..num_rows * panel.width];
+                Tile::of(gate_up, num_rows, panel.width).multiply(a, panel, b.k());
+                // SAFETY: tiles are disjoint, and this task owns this one.
+                unsafe { tile.gate(gate_up, activation) };
+            });
+        } else {
+            tile.multiply(a, panel, b.k());
+            // SAFETY: tiles are disjoint, and this task owns this one.
+            vectorize!(unsafe { tile.apply(epilogue) });
+        }
     });
 }
 
 /// Rows per tile: blocks of equal size, enough of them that every thread has a share and the shares are even.
-fn block_m(m: usize, num_panels: usize, num_threads: usize) -> usize {
-    let mut num_blocks = m.div_ceil(BLOCK_M_MAX).max(1);
+fn block_m(m: usize, block_m_max: usize, num_panels: usize, num_threads: usize) -> usize {
+    let mut num_blocks = m.div_ceil(block_m_max).max(1);
     while num_blocks * num_panels < 4 * num_threads
         && !(num_blocks * num_panels).is_multiple_of(num_threads)
         && m.div_ceil(num_blocks + 1) >= BLOCK_M_MIN
@@ -60,7 +74,7 @@ fn block_m(m: usize, num_panels: usize, num_threads: usize) -> usize {
     m.div_ceil(num_blocks).max(1)
 }
 
-/// A tile of `d`: rows `row ..`, columns `col ..`.
+/// A tile of a matrix: rows `row ..`, columns `col ..`.
 #[derive(Clone, Copy)]
 struct Tile<'a> {
     d: SharedMut<'a>,
@@ -74,12 +88,18 @@ struct Tile<'a> {
 thread_local! {
     /// A chunk of a 16-bit panel, widened to f32.
     static WIDENED: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    /// Gate and up products of a tile, `[rows, panel width]`.
+    static GATE_UP: RefCell<Buffer> = RefCell::new(Buffer::zeros(GATED_BLOCK_M_MAX * PANEL_WIDTH_MAX));
 }
 
 impl<'a> Tile<'a> {
-    /// `tile = a[rows, :] · panel`, chunk of k by chunk of k.
+    /// The whole of a matrix of its own.
+    fn of(matrix: &'a mut [f32], num_rows: usize, num_cols: usize) -> Self {
+        Self { d: SharedMut::new(matrix), row: 0, num_rows, col: 0, num_cols, row_stride: num_cols }
+    }
+
+    /// `tile = a · panel`, chunk of k by chunk of k.
     fn multiply(&self, a: &[f32], panel: &Panel, k: usize) {
-        let a = &a[self.row * k..(self.row + self.num_rows) * k];
         let block_k = k.div_ceil(k.div_ceil(BLOCK_K_MAX));
         for start in (0..k).step_by(block_k) {
             let len = block_k.min(k - start);
@@ -134,7 +154,8 @@ impl<'a> Tile<'a> {
             // SAFETY: passed on to the caller.
             let d = unsafe { self.row_mut(row) };
             match epilogue {
-                Epilogue::None => {}
+                // The gated epilogue has a tile of its own.
+                Epilogue::None | Epilogue::Gated(_) => {}
                 Epilogue::Bias(bias) => d.iter_mut().zip(&bias[cols.clone()]).for_each(|(d, b)| *d += b),
                 Epilogue::BiasGeluErf(bias) => {
                     d.iter_mut().zip(&bias[cols.clone()]).for_each(|(d, b)| *d = gelu_erf(*d + b));
@@ -148,6 +169,30 @@ impl<'a> Tile<'a> {
                     for ((d, b), r) in d.iter_mut().zip(&bias[cols.clone()]).zip(residual) {
                         *d = (*d + b) + r;
                     }
+                }
+            }
+        }
+    }
+
+    /// `tile = activation(gate) * up` from rows of gate products, then up products.
+    ///
+    /// # Safety
+    /// The calling task owns the tile.
+    unsafe fn gate(&self, gate_up: &[f32], activation: Activation) {
+        for (row, gate_up) in gate_up.chunks_exact(2 * self.num_cols).enumerate() {
+            let (gate, up) = gate_up.split_at(self.num_cols);
+            // SAFETY: passed on to the caller.
+            let d = unsafe { self.row_mut(row) };
+            let inputs = gate.iter().zip(up);
+            match activation {
+                Activation::GeluTanh => {
+                    vectorize!(d.iter_mut().zip(inputs).for_each(|(d, (g, u))| *d = gelu_tanh(*g) * u));
+                }
+                Activation::GeluErf => {
+                    vectorize!(d.iter_mut().zip(inputs).for_each(|(d, (g, u))| *d = gelu_erf(*g) * u));
+                }
+                Activation::Silu => {
+                    vectorize!(d.iter_mut().zip(inputs).for_each(|(d, (g, u))| *d = silu(*g) * u));
                 }
             }
         }
@@ -215,13 +260,13 @@ mod tests {
 
     #[test]
     fn blocks_give_every_thread_an_even_share() {
-        assert_eq!(block_m(512, 2, 2), 512);
-        assert_eq!(block_m(1200, 2, 2), 600);
-        assert_eq!(block_m(512, 1, 2), 256);
-        assert_eq!(block_m(300, 3, 2), 150);
-        assert_eq!(block_m(1, 1, 64), 1);
-        assert_eq!(block_m(0, 1, 2), 1);
+        assert_eq!(block_m(512, BLOCK_M_MAX, 2, 2), 512);
+        assert_eq!(block_m(1200, BLOCK_M_MAX, 2, 2), 600);
+        assert_eq!(block_m(512, BLOCK_M_MAX, 1, 2), 256);
+        assert_eq!(block_m(300, BLOCK_M_MAX, 3, 2), 150);
+        assert_eq!(block_m(1, BLOCK_M_MAX, 1, 64), 1);
+        assert_eq!(block_m(0, BLOCK_M_MAX, 1, 2), 1);
         // Too few rows to split further.
-        assert_eq!(block_m(40, 1, 2), 40);
+        assert_eq!(block_m(40, BLOCK_M_MAX, 1, 2), 40);
     }
 }

@@ -10,12 +10,16 @@
 //! | `bias`     | `[n]`         | f32                     | inside [`Epilogue`]                           |
 //! | `residual` | `[m, n]`      | f32                     | inside [`Epilogue`], row-major                |
 //!
+//! With a gated matrix, `b` holds a gate and an up projection of `n` rows each, interleaved while packing, and
+//! `d = activation(a · gateᵀ) * (a · upᵀ)` (GeGLU and SwiGLU: Shazeer 2020); neither product is stored.
+//!
 //! `m == 0` is a no-op. `d` may not alias an input (the borrow checker holds that).
 //!
 //! Rounding: products and sums in f32 with fused multiply-adds. k is cut into equal chunks of at most 512; each chunk is
 //! summed in ascending order from zero and the chunk sums are added in ascending order. So an element of `d` depends on its
 //! row of `a` and its row of `b` alone: not on `m`, the tile it fell in, or the number of threads.
-//! Error bound: `|d - exact| <= (k + 2) * 2^-24 * sum_k |a * b|` before the epilogue; tests use it.
+//! Error bound: `|d - exact| <= (k + 2) * 2^-24 * sum_k |a * b|` before the epilogue; tests use it. The activations add
+//! `4e-7 * max(1, |x|)`.
 //!
 //! Cost: `2 m n k` flops.
 //! Errors: [`Error::Length`], [`Error::Parameter`].
@@ -46,9 +50,22 @@ pub enum Epilogue<'a> {
     BiasTanh(&'a [f32]),
     /// `x + bias[n] + residual[m, n]`
     BiasResidual(&'a [f32], &'a Buffer),
+    /// `activation(gate) * up`, for a gated matrix only.
+    Gated(Activation),
 }
 
-/// `d = epilogue(a · bᵀ)` over the rows of `b` that the parts `parts` hold (see [`Matrix`]); `n` is their number of rows.
+/// The function of a gated MLP's gate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// GELU by its tanh approximation.
+    GeluTanh,
+    /// GELU with the exact error function.
+    GeluErf,
+    /// `x / (1 + exp(-x))`
+    Silu,
+}
+
+/// `d = epilogue(a · bᵀ)` over the rows of `b` that the parts `parts` hold (see [`Matrix`]); `n` is their number of outputs.
 pub fn gemm(
     stream: &Stream,
     d: &mut Buffer,
@@ -66,11 +83,19 @@ pub fn gemm(
             found: parts.end,
         });
     }
-    let n = b.rows_of(parts.clone());
+    if b.is_gated() != matches!(epilogue, Epilogue::Gated(_)) {
+        return Err(Error::Parameter {
+            kernel: "gemm",
+            parameter: "b.is_gated",
+            expected: "a gated matrix with the gated epilogue, and no other",
+            found: usize::from(b.is_gated()),
+        });
+    }
+    let n = b.outputs_of(parts.clone());
     check_length("gemm", "d", d.len(), m * n)?;
     check_length("gemm", "a", a.len(), m * b.k())?;
     match epilogue {
-        Epilogue::None => {}
+        Epilogue::None | Epilogue::Gated(_) => {}
         Epilogue::Bias(bias) | Epilogue::BiasGeluErf(bias) | Epilogue::BiasTanh(bias) => {
             check_length("gemm", "bias", bias.len(), n)?;
         }
@@ -83,7 +108,8 @@ pub fn gemm(
     Ok(())
 }
 
-/// Work of one call: weights are read once in their stored type, activations in f32.
+/// Work of one call: weights are read once in their stored type, activations in f32. A gated product of `n` outputs has
+/// the work of `2 n`, less the write of the half that is not stored.
 pub fn cost(m: usize, n: usize, k: usize, weight_bytes: usize) -> Cost {
     Cost::new(2 * m * n * k, 4 * (m * k + m * n) + n * k * weight_bytes)
 }

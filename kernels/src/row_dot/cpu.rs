@@ -6,7 +6,14 @@ use crate::shared_mut::SharedMut;
 
 const ROWS_PER_TASK: usize = 64;
 
-pub(super) fn row_dot(stream: &Stream, out: &mut [f32], x: &[f32], weight: &[f32], bias: f32) {
+pub(super) fn row_dot(
+    stream: &Stream,
+    out: &mut [f32],
+    x: &[f32],
+    weight: &[f32],
+    bias: f32,
+    softcap: Option<f32>,
+) {
     let num_rows = out.len();
     let out = SharedMut::new(out);
     stream.for_each_rows(num_rows, ROWS_PER_TASK, |first, rows| {
@@ -18,5 +25,8 @@ pub(super) fn row_dot(stream: &Stream, out: &mut [f32], x: &[f32], weight: &[f32
                 *out = dot(&x[start..start + weight.len()], weight) + bias;
             }
         });
+        if let Some(cap) = softcap {
+            out.iter_mut().for_each(|out| *out = cap * (*out / cap).tanh());
+        }
     });
 }

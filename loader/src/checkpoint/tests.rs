@@ -7,6 +7,8 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::*;
+use crate::weights::header;
+use crate::{Dtype, TensorData};
 
 const CONFIG_JSON: &str = r#"{"architectures": ["BertModel"], "hidden_size": 32, "intermediate_size": 64,
     "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 10, "max_position_embeddings": 16}"#;
@@ -102,7 +104,7 @@ fn an_unaligned_tensor_is_copied_once() {
         TensorData::F32(data) => data.as_ptr() as usize,
         _ => 0,
     };
-    let mapped = checkpoint.files[0].bytes().as_ptr_range();
+    let mapped = checkpoint.weights.files[0].bytes().as_ptr_range();
     let first = address(checkpoint.tensor("w").unwrap());
     assert!(!(mapped.start as usize..mapped.end as usize).contains(&first));
     assert_eq!(first, address(checkpoint.tensor("w").unwrap()));
@@ -142,7 +144,7 @@ fn only_tensors_that_are_read_are_resident_and_only_until_released() {
     let file_kb = 32 << 10;
     let checkpoint = open(&large_file(file_kb * 1024 / 4)).unwrap();
     let tensor = checkpoint.tensor("w").unwrap();
-    let address = format!("{:x}-", checkpoint.files[0].bytes().as_ptr() as usize);
+    let address = format!("{:x}-", checkpoint.weights.files[0].bytes().as_ptr() as usize);
     // Resident kilobytes of this one mapping, so that tests on other threads do not matter.
     let resident_kb = || -> u32 {
         let smaps = fs::read_to_string("/proc/self/smaps").unwrap();

@@ -3,8 +3,8 @@
 use outcrop_models::Pooling;
 use outcrop_models::input::{Sequence, encode_text};
 
-use super::run::Output;
-use super::{Embedding, Engine};
+use super::encoder::{EncoderModel, Output};
+use super::{Embedding, Engine, Model};
 use crate::options::Instruction;
 use crate::{EmbedOptions, Error};
 
@@ -21,24 +21,23 @@ impl Engine {
         texts: &[T],
         options: &EmbedOptions,
     ) -> Result<Vec<Result<Embedding, Error>>, Error> {
-        if self.is_reranker() {
-            return Err(Error::NotAnEmbedder { architecture: self.config().architecture.name() });
-        }
+        let model = self.embedder()?;
         let instruction = Instruction::parse(options.instruction.as_deref(), &options.instruction_format)?;
-        let max_length = options.max_length.unwrap_or_else(|| self.embed_max_length());
+        let max_length = options.max_length.unwrap_or_else(|| model.max_length());
         let sequences = self.encode_all(texts.len(), |i| {
             let ids = self.tokenizer.encode(&instruction.apply(texts[i].as_ref()))?;
             Ok(encode_text(&ids, self.special_ids(), max_length))
         });
-        let pooling = options.pooling.unwrap_or_else(|| self.pooling());
+        let pooling = options.pooling.unwrap_or_else(|| model.pooling());
         let normalize = options.normalize.unwrap_or_else(|| {
-            self.sentence_transformers
+            model
+                .sentence_transformers
                 .as_ref()
                 .is_none_or(|sentence_transformers| sentence_transformers.normalize)
         });
-        let hidden_size = self.config().hidden_size;
-        let outputs = self.run(sequences, |act, batch| {
-            let vectors = self.encoder.embeddings(&self.stream, act, batch, pooling, normalize)?;
+        let hidden_size = model.config().hidden_size;
+        let outputs = self.run_encoder(model, sequences, |act, batch| {
+            let vectors = model.encoder.embeddings(&self.stream, act, batch, pooling, normalize)?;
             Ok(vectors.chunks_exact(hidden_size).map(<[f32]>::to_vec).collect())
         })?;
         let embedding = |Output { value, tokens, truncated }: Output<Vec<f32>>| {
@@ -53,14 +52,26 @@ impl Engine {
 
     /// The sequence that [`Engine::embed`] would run for a text.
     pub fn text_sequence(&self, text: &str, options: &EmbedOptions) -> Result<Sequence, Error> {
+        let model = self.embedder()?;
         let instruction = Instruction::parse(options.instruction.as_deref(), &options.instruction_format)?;
-        let max_length = options.max_length.unwrap_or_else(|| self.embed_max_length());
+        let max_length = options.max_length.unwrap_or_else(|| model.max_length());
         let ids = self.tokenizer.encode(&instruction.apply(text))?;
         Ok(encode_text(&ids, self.special_ids(), max_length))
     }
 
+    fn embedder(&self) -> Result<&EncoderModel, Error> {
+        match &self.model {
+            Model::Encoder(model) if !model.encoder.is_reranker() => Ok(model),
+            Model::Encoder(_) | Model::Decoder(_) => {
+                Err(Error::NotAnEmbedder { architecture: self.config.architecture().name() })
+            }
+        }
+    }
+}
+
+impl EncoderModel {
     /// Tokens of a text unless the caller says otherwise.
-    fn embed_max_length(&self) -> usize {
+    fn max_length(&self) -> usize {
         let stated = self.sentence_transformers.as_ref().and_then(|s| s.max_seq_length);
         stated.unwrap_or_else(|| MAX_LENGTH_DEFAULT.min(self.config().max_tokens()))
     }

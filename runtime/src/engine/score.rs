@@ -1,33 +1,63 @@
 //! Scores of pairs, and rankings.
 
-use outcrop_models::input::{PairLimits, Sequence, encode_pair};
+use outcrop_models::decoder::MAX_TOKENS;
+use outcrop_models::input::{
+    PairLimits, PairSequence, Prompt, SpecialIds, encode_pair, encode_prompted_pair,
+};
 
-use super::run::Output;
-use super::{Engine, Ranked, Ranking, Score};
+use super::decoder::{DecoderModel, Output};
+use super::encoder::EncoderModel;
+use super::{Engine, LayerScore, Model, Ranked, Ranking, Score, encoder};
 use crate::options::Instruction;
-use crate::{EmbedOptions, Error, ScoreOptions};
+use crate::schedule::Schedule;
+use crate::{Cutoffs, EmbedOptions, Error, ScoreOptions, Warning};
 
 /// The reference's limit of a pair, in tokens.
 const MAX_LENGTH_DEFAULT: usize = 512;
 
+/// The options of a call, checked against the model once.
+struct Plan<'a> {
+    query: Instruction<'a>,
+    passage: Instruction<'a>,
+    limits: PairLimits,
+    frame: Frame<'a>,
+    normalize: bool,
+}
+
+/// What stands around query and passage, and the model that reads it.
+enum Frame<'a> {
+    Encoder { model: &'a EncoderModel, special: SpecialIds<'a> },
+    Decoder { model: &'a DecoderModel, prompt: Vec<u32>, schedule: Schedule },
+}
+
 impl Engine {
     /// Scores each (query, passage) pair; one result per pair, in order.
     ///
-    /// The outer error refuses the call: a model without a scoring head, a malformed instruction format. An inner error is
-    /// that pair's alone: too long for the model's positions, or a score that is not finite.
+    /// The outer error refuses the call: a model without a scoring head, an option that the model does not have, a malformed
+    /// instruction format, a missing tensor. An inner error is that pair's alone: too long, or a score that is not finite.
+    ///
+    /// A decoder computes the query part of pairs that share it once for all of them.
     pub fn score<Q: AsRef<str> + Sync, P: AsRef<str> + Sync>(
         &self,
         pairs: &[(Q, P)],
         options: &ScoreOptions,
     ) -> Result<Vec<Result<Score, Error>>, Error> {
-        self.require_reranker()?;
-        let rules = PairRules::new(options)?;
+        let plan = self.plan(options)?;
         let sequences = self.encode_all(pairs.len(), |i| {
-            let query = self.tokenizer.encode(&rules.query.apply(pairs[i].0.as_ref()))?;
-            let passage = self.tokenizer.encode(&rules.passage.apply(pairs[i].1.as_ref()))?;
-            Ok(encode_pair(&query, &passage, self.special_ids(), rules.limits))
+            let query = self.tokenizer.encode(&plan.query.apply(pairs[i].0.as_ref()))?;
+            let passage = self.tokenizer.encode(&plan.passage.apply(pairs[i].1.as_ref()))?;
+            Ok(plan.join(&query, &passage))
         });
-        self.score_sequences(sequences, options)
+        self.score_sequences(&plan, sequences)
+    }
+
+    /// Checks `options` against the model without running it: the error that [`Engine::score`] would refuse them with, or what
+    /// they ask for in vain.
+    pub fn check(&self, options: &ScoreOptions) -> Result<Vec<Warning>, Error> {
+        Ok(match self.plan(options)?.frame {
+            Frame::Encoder { .. } => Vec::new(),
+            Frame::Decoder { schedule, .. } => schedule.warnings(),
+        })
     }
 
     /// The sequence that [`Engine::score`] would run for a pair: for debugging, and for comparing with other implementations.
@@ -36,15 +66,15 @@ impl Engine {
         query: &str,
         passage: &str,
         options: &ScoreOptions,
-    ) -> Result<Sequence, Error> {
-        self.require_reranker()?;
-        let rules = PairRules::new(options)?;
-        let query = self.tokenizer.encode(&rules.query.apply(query))?;
-        let passage = self.tokenizer.encode(&rules.passage.apply(passage))?;
-        Ok(encode_pair(&query, &passage, self.special_ids(), rules.limits))
+    ) -> Result<PairSequence, Error> {
+        let plan = self.plan(options)?;
+        let query = self.tokenizer.encode(&plan.query.apply(query))?;
+        let passage = self.tokenizer.encode(&plan.passage.apply(passage))?;
+        Ok(plan.join(&query, &passage))
     }
 
-    /// Scores every passage against one query and orders them, best first. The query is tokenised once.
+    /// Scores every passage against one query and orders them, best first. The query is tokenised once, and a decoder computes
+    /// BOS, query and separator once for all passages.
     ///
     /// An embedding model ranks by the cosine of query and passage vectors; query and passage instructions apply to it too,
     /// `query_max_length` and `normalize` do not.
@@ -59,13 +89,13 @@ impl Engine {
         if !self.is_reranker() {
             return self.rerank_by_cosine(query, passages, options);
         }
-        let rules = PairRules::new(options)?;
-        let query = self.tokenizer.encode(&rules.query.apply(query))?;
+        let plan = self.plan(options)?;
+        let query = self.tokenizer.encode(&plan.query.apply(query))?;
         let sequences = self.encode_all(passages.len(), |i| {
-            let passage = self.tokenizer.encode(&rules.passage.apply(passages[i].as_ref()))?;
-            Ok(encode_pair(&query, &passage, self.special_ids(), rules.limits))
+            let passage = self.tokenizer.encode(&plan.passage.apply(passages[i].as_ref()))?;
+            Ok(plan.join(&query, &passage))
         });
-        Ok(Ranking::from_scores(self.score_sequences(sequences, options)?))
+        Ok(Ranking::from_scores(self.score_sequences(&plan, sequences)?))
     }
 
     fn rerank_by_cosine<P: AsRef<str> + Sync>(
@@ -74,6 +104,7 @@ impl Engine {
         passages: &[P],
         options: &ScoreOptions,
     ) -> Result<Ranking, Error> {
+        self.refuse_decoder_options(options)?;
         let embed_options = |instruction: &Option<String>, format: &String| EmbedOptions {
             max_length: options.max_length,
             normalize: Some(true),
@@ -89,60 +120,171 @@ impl Engine {
             let passage = passage?;
             let products =
                 query.vector.iter().zip(&passage.vector).map(|(q, p)| f64::from(*q) * f64::from(*p));
-            Ok(Score { score: products.sum(), tokens: passage.tokens, truncated: passage.truncated })
+            Ok(Score {
+                score: products.sum(),
+                tokens: passage.tokens,
+                truncated: passage.truncated,
+                layer_scores: Vec::new(),
+                tokens_after: None,
+            })
         });
         Ok(Ranking::from_scores(scores.collect()))
     }
 
     fn score_sequences(
         &self,
-        sequences: Vec<Result<Sequence, Error>>,
-        options: &ScoreOptions,
+        plan: &Plan<'_>,
+        sequences: Vec<Result<PairSequence, Error>>,
     ) -> Result<Vec<Result<Score, Error>>, Error> {
-        let outputs = self.run(sequences, |act, batch| {
-            self.encoder.scores(&self.stream, act, batch)?.ok_or_else(|| self.not_a_reranker())
-        })?;
-        let score = |Output { value, tokens, truncated }: Output<f32>| {
-            if !value.is_finite() {
-                return Err(self.non_finite());
+        match &plan.frame {
+            Frame::Encoder { model, .. } => self.score_with_encoder(model, sequences, plan.normalize),
+            Frame::Decoder { model, schedule, .. } => {
+                self.score_with_decoder(model, sequences, schedule, plan.normalize)
             }
-            let raw = f64::from(value);
-            let score = if options.normalize { 1.0 / (1.0 + (-raw).exp()) } else { raw };
-            Ok(Score { score, tokens, truncated })
+        }
+    }
+
+    fn score_with_encoder(
+        &self,
+        model: &EncoderModel,
+        sequences: Vec<Result<PairSequence, Error>>,
+        normalize: bool,
+    ) -> Result<Vec<Result<Score, Error>>, Error> {
+        let sequences = sequences.into_iter().map(|pair| pair.map(|pair| pair.sequence)).collect();
+        let outputs = self.run_encoder(model, sequences, |act, batch| {
+            model.encoder.scores(&self.stream, act, batch)?.ok_or_else(|| self.not_a_reranker())
+        })?;
+        let score = |encoder::Output { value, tokens, truncated }: encoder::Output<f32>| {
+            let score = self.finish(value, normalize)?;
+            Ok(Score { score, tokens, truncated, layer_scores: Vec::new(), tokens_after: None })
         };
         Ok(outputs.into_iter().map(|output| output.and_then(score)).collect())
     }
 
-    fn require_reranker(&self) -> Result<(), Error> {
-        if self.is_reranker() { Ok(()) } else { Err(self.not_a_reranker()) }
+    fn score_with_decoder(
+        &self,
+        model: &DecoderModel,
+        pairs: Vec<Result<PairSequence, Error>>,
+        schedule: &Schedule,
+        normalize: bool,
+    ) -> Result<Vec<Result<Score, Error>>, Error> {
+        let has_cutoffs = self.allowed_cutoffs().is_some();
+        let score = |output: Output| {
+            let layers = schedule.cutoffs.iter().zip(output.scores);
+            let layer_scores: Vec<LayerScore> = layers
+                .map(|(layer, raw)| Ok(LayerScore { layer: *layer, score: self.finish(raw, normalize)? }))
+                .collect::<Result<_, Error>>()?;
+            let sequence = output.pair.sequence;
+            Ok(Score {
+                // A schedule has at least one cutoff.
+                score: layer_scores.last().map_or(f64::NAN, |deepest| deepest.score),
+                tokens: sequence.input_ids.len(),
+                truncated: sequence.truncated,
+                layer_scores: if has_cutoffs { layer_scores } else { Vec::new() },
+                tokens_after: schedule.has_compression().then_some(output.tokens_after),
+            })
+        };
+        let outputs = self.run_decoder(model, pairs, schedule)?;
+        Ok(outputs.into_iter().map(|output| output.and_then(score)).collect())
+    }
+
+    /// A raw score as the caller wants it.
+    fn finish(&self, raw: f32, normalize: bool) -> Result<f64, Error> {
+        if !raw.is_finite() {
+            return Err(self.non_finite());
+        }
+        let raw = f64::from(raw);
+        Ok(if normalize { 1.0 / (1.0 + (-raw).exp()) } else { raw })
+    }
+
+    fn plan<'a>(&'a self, options: &'a ScoreOptions) -> Result<Plan<'a>, Error> {
+        let (frame, default_query, default_passage) = match &self.model {
+            Model::Encoder(model) => {
+                if !model.encoder.is_reranker() {
+                    return Err(self.not_a_reranker());
+                }
+                self.refuse_decoder_options(options)?;
+                (Frame::Encoder { model, special: self.special_ids() }, None, None)
+            }
+            Model::Decoder(model) => {
+                let prompt = self.prompt(model, options)?;
+                let schedule = self.schedule(options)?;
+                (Frame::Decoder { model, prompt, schedule }, Some("A: "), Some("B: "))
+            }
+        };
+        let max_length = options.max_length.unwrap_or(MAX_LENGTH_DEFAULT);
+        let query = options.query_instruction.as_deref().or(default_query);
+        let passage = options.passage_instruction.as_deref().or(default_passage);
+        Ok(Plan {
+            query: Instruction::parse(query, &options.query_instruction_format)?,
+            passage: Instruction::parse(passage, &options.passage_instruction_format)?,
+            limits: PairLimits::new(max_length, options.query_max_length),
+            frame,
+            normalize: options.normalize,
+        })
+    }
+
+    /// The ids of the prompt, tokenised alone (SPEC 1.6).
+    fn prompt(&self, model: &DecoderModel, options: &ScoreOptions) -> Result<Vec<u32>, Error> {
+        let prompt = self.tokenizer.encode(options.prompt.as_deref().unwrap_or(model.default_prompt()))?;
+        let limit = model.config().max_position_embeddings.min(MAX_TOKENS);
+        if prompt.len() > limit {
+            return Err(Error::PromptTooLong { tokens: prompt.len(), limit });
+        }
+        Ok(prompt)
+    }
+
+    fn schedule(&self, options: &ScoreOptions) -> Result<Schedule, Error> {
+        let outcrop_loader::Config::Decoder(config) = &self.config else {
+            return Err(self.not_a_reranker());
+        };
+        let cutoffs = match (&options.cutoff_layers, config.allowed_cutoffs()) {
+            (Some(_), None) => return Err(self.no_such_option("cutoff_layers")),
+            // Cutoffs may have been checked against another model.
+            (Some(cutoffs), Some(allowed)) => Cutoffs::new(cutoffs.layers(), allowed)?.layers().to_vec(),
+            (None, Some(allowed)) => vec![allowed.last],
+            (None, None) => vec![config.num_hidden_layers],
+        };
+        let can_compress = matches!(config.family, outcrop_loader::DecoderFamily::Gemma2(_));
+        if options.compression.is_some() && !can_compress {
+            return Err(self.no_such_option("compress_ratio"));
+        }
+        Ok(Schedule::new(cutoffs, options.compression.clone()))
+    }
+
+    /// An encoder has neither layers to stop at nor a prompt.
+    fn refuse_decoder_options(&self, options: &ScoreOptions) -> Result<(), Error> {
+        let asked = [
+            ("cutoff_layers", options.cutoff_layers.is_some()),
+            ("compress_ratio", options.compression.is_some()),
+            ("prompt", options.prompt.is_some()),
+        ];
+        match asked.into_iter().find(|(_, is_asked)| *is_asked) {
+            Some((option, _)) => Err(self.no_such_option(option)),
+            None => Ok(()),
+        }
     }
 
     fn not_a_reranker(&self) -> Error {
-        Error::NotAReranker { architecture: self.config().architecture.name() }
+        Error::NotAReranker { architecture: self.config.architecture().name() }
+    }
+
+    pub(super) fn special_ids(&self) -> SpecialIds<'_> {
+        let (before, after) = self.tokenizer.special_ids();
+        SpecialIds { before, after }
     }
 }
 
-/// What turns the texts of a pair into its sequence, checked once per call.
-struct PairRules<'a> {
-    query: Instruction<'a>,
-    passage: Instruction<'a>,
-    limits: PairLimits,
-}
-
-impl<'a> PairRules<'a> {
-    fn new(options: &'a ScoreOptions) -> Result<Self, Error> {
-        let max_length = options.max_length.unwrap_or(MAX_LENGTH_DEFAULT);
-        Ok(Self {
-            query: Instruction::parse(
-                options.query_instruction.as_deref(),
-                &options.query_instruction_format,
-            )?,
-            passage: Instruction::parse(
-                options.passage_instruction.as_deref(),
-                &options.passage_instruction_format,
-            )?,
-            limits: PairLimits::new(max_length, options.query_max_length),
-        })
+impl Plan<'_> {
+    /// The sequence of a pair from the ids of its texts.
+    fn join(&self, query: &[u32], passage: &[u32]) -> PairSequence {
+        match &self.frame {
+            Frame::Encoder { special, .. } => encode_pair(query, passage, *special, self.limits),
+            Frame::Decoder { model, prompt, .. } => {
+                let prompt = Prompt { bos: model.bos, separator: &model.separator, prompt };
+                encode_prompted_pair(query, passage, prompt, self.limits)
+            }
+        }
     }
 }
 
@@ -151,8 +293,15 @@ impl Ranking {
         let mut ranking = Self::default();
         for (index, score) in scores.into_iter().enumerate() {
             match score {
-                Ok(Score { score, tokens, truncated }) => {
-                    ranking.results.push(Ranked { index, score, tokens, truncated });
+                Ok(Score { score, tokens, truncated, layer_scores, tokens_after }) => {
+                    ranking.results.push(Ranked {
+                        index,
+                        score,
+                        tokens,
+                        truncated,
+                        layer_scores,
+                        tokens_after,
+                    });
                 }
                 Err(error) => ranking.failed.push((index, error)),
             }

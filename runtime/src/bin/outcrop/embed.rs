@@ -53,7 +53,7 @@ pub(crate) fn run(args: &EmbedArgs, quiet: bool) -> Result<Status, Error> {
     let options = options(args);
     // A call that cannot work is refused before an existing output is replaced.
     engine.embed::<&str>(&[], &options)?;
-    let mut vectors = Vectors::create(args.format, output, engine.config().hidden_size)?;
+    let mut vectors = Vectors::create(args.format, output, hidden_size(&engine))?;
     let mut progress = Progress::new(&input, output, "texts", quiet);
     let max_line_bytes = args.lines.max_line_bytes;
     input.for_each_block(max_line_bytes, |block| {
@@ -167,5 +167,12 @@ impl Npy {
         write: impl FnOnce(&mut NpyWriter<BufWriter<File>>) -> io::Result<()>,
     ) -> Result<(), Error> {
         write(&mut self.writer).map_err(|source| Error::Write { to: self.name.clone(), source })
+    }
+}
+
+fn hidden_size(engine: &Engine) -> usize {
+    match engine.config() {
+        outcrop::loader::Config::Encoder(config) => config.hidden_size,
+        outcrop::loader::Config::Decoder(config) => config.hidden_size,
     }
 }

@@ -38,6 +38,7 @@ fn facts(checkpoint: &Checkpoint) -> Result<Map<String, Value>, Error> {
     let mut fact = |name: &str, value: Value| facts.insert(name.to_owned(), value);
     fact("directory", json!(checkpoint.dir().display().to_string()));
     let is_reranker = match checkpoint.config() {
+        Config::Decoder(_) => true,
         Config::Encoder(config) => {
             let is_reranker = config.architecture == Architecture::XlmRobertaForSequenceClassification;
             fact("task", json!(if is_reranker { "rerank" } else { "embed" }));

@@ -28,6 +28,7 @@ pub(crate) fn open(model: &ModelArgs, engine: &EngineArgs, quiet: bool) -> Resul
     let options = EngineOptions {
         threads: engine.threads.map(Into::into),
         batch_tokens: engine.batch_tokens.map(Into::into),
+        ..EngineOptions::default()
     };
     Ok(Engine::open(dir, &options)?)
 }

@@ -60,6 +60,7 @@ pub(crate) fn options(args: &PairArgs) -> ScoreOptions {
         passage_instruction: args.passage_instruction.clone(),
         query_instruction_format: args.query_instruction_format.clone(),
         passage_instruction_format: args.passage_instruction_format.clone(),
+        ..ScoreOptions::default()
     }
 }
 

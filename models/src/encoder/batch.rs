@@ -1,6 +1,7 @@
 //! A packed batch: the sequences of one forward pass, concatenated.
 
 use outcrop_kernels::Segments;
+use outcrop_kernels::attention::Span;
 use outcrop_loader::{Architecture, EncoderConfig};
 
 use crate::Error;
@@ -12,8 +13,10 @@ pub struct Batch {
     pub(crate) segments: Segments,
     /// First row of each sequence: the rows that the CLS-type heads read.
     pub(crate) first_rows: Vec<usize>,
-    /// One row per sequence: how those rows are laid out once gathered.
-    pub(crate) one_row_each: Segments,
+    /// Every sequence attends to itself.
+    pub(crate) spans: Vec<Span>,
+    /// The same where the first rows alone, gathered, ask.
+    pub(crate) first_row_spans: Vec<Span>,
 }
 
 impl Batch {
@@ -31,7 +34,10 @@ impl Batch {
             input_ids,
             position_ids,
             first_rows: segments.cu_seqlens()[..num_seqs].to_vec(),
-            one_row_each: Segments::from_lengths((0..num_seqs).map(|_| 1)),
+            spans: (0..num_seqs).map(|i| Span::whole(segments.range(i))).collect(),
+            first_row_spans: (0..num_seqs)
+                .map(|i| Span { queries: i..i + 1, prefix: 0..0, keys: segments.range(i) })
+                .collect(),
             segments,
         }
     }

@@ -1,14 +1,21 @@
-//! From token sequences to forward passes and back to the caller's order.
+//! Encoders: from token sequences to forward passes and back to the caller's order.
 
-use std::sync::PoisonError;
-
+use outcrop_loader::{EncoderConfig, SentenceTransformers};
+use outcrop_models::encoder::{Activations, Batch, Encoder, check_sequence};
 use outcrop_models::input::Sequence;
-use outcrop_models::{Activations, Batch, check_sequence};
-use rayon::prelude::*;
 
 use super::Engine;
+use super::pool::Pool;
 use crate::Error;
 use crate::packing::pack;
+
+/// An encoder with what its calls share.
+pub(super) struct EncoderModel {
+    pub(super) encoder: Encoder,
+    /// Pooling and limits of an embedding model, where its files state them.
+    pub(super) sentence_transformers: Option<SentenceTransformers>,
+    pub(super) idle: Pool<Activations>,
+}
 
 /// What came of one sequence.
 pub(super) struct Output<T> {
@@ -17,25 +24,23 @@ pub(super) struct Output<T> {
     pub(super) truncated: bool,
 }
 
-impl Engine {
-    /// `encode(i)` for every `i < num_items`, on all threads, in order: tokenisation.
-    pub(super) fn encode_all(
-        &self,
-        num_items: usize,
-        encode: impl Fn(usize) -> Result<Sequence, Error> + Sync + Send,
-    ) -> Vec<Result<Sequence, Error>> {
-        self.stream.run(|| (0..num_items).into_par_iter().map(encode).collect())
+impl EncoderModel {
+    pub(super) fn config(&self) -> &EncoderConfig {
+        self.encoder.config()
     }
+}
 
+impl Engine {
     /// Runs `forward` over packed batches of the sequences and returns one output per sequence, in order.
     ///
     /// `forward` gives one value per sequence of its batch. A sequence that the model cannot hold fails alone.
-    pub(super) fn run<T: Default + Send>(
+    pub(super) fn run_encoder<T: Default + Send>(
         &self,
+        model: &EncoderModel,
         sequences: Vec<Result<Sequence, Error>>,
         forward: impl Fn(&mut Activations, &Batch) -> Result<Vec<T>, Error> + Sync,
     ) -> Result<Vec<Result<Output<T>, Error>>, Error> {
-        let config = self.config();
+        let config = model.config();
         let fitting = |sequence: Sequence| {
             check_sequence(config, &sequence.input_ids)?;
             Ok(sequence)
@@ -47,10 +52,11 @@ impl Engine {
             .filter_map(|(i, sequence)| Some((i, sequence.as_ref().ok()?.input_ids.as_slice())))
             .unzip();
         let lengths: Vec<usize> = inputs.iter().map(|ids| ids.len()).collect();
-        let longest = lengths.iter().copied().max().unwrap_or(0);
+        let capacity = lengths.iter().copied().max().unwrap_or(0).max(self.batch_tokens);
 
         let mut values: Vec<T> = sequences.iter().map(|_| T::default()).collect();
-        let mut act = self.take_activations(longest.max(self.batch_tokens));
+        let mut act =
+            model.idle.take(|act| act.capacity() >= capacity, || Activations::new(config, capacity));
         for members in pack(&lengths, self.batch_tokens) {
             let batch = Batch::new(config, members.iter().map(|i| inputs[*i]));
             let batch_values = self.stream.run(|| forward(&mut act, &batch))?;
@@ -58,7 +64,10 @@ impl Engine {
                 values[indices[i]] = value;
             }
         }
-        self.keep_activations(act);
+        // Kept for the next call, unless one long sequence made it larger than usual.
+        if capacity == self.batch_tokens {
+            model.idle.keep(act);
+        }
 
         let output = |sequence: Sequence, value| Output {
             value,
@@ -66,26 +75,5 @@ impl Engine {
             truncated: sequence.truncated,
         };
         Ok(sequences.into_iter().zip(values).map(|(s, value)| s.map(|s| output(s, value))).collect())
-    }
-
-    /// The error for a result that is not a number. Looks for the weight to blame once in the engine's life.
-    pub(super) fn non_finite(&self) -> Error {
-        Error::NonFinite { tensor: self.non_finite.get_or_init(|| self.encoder.non_finite_tensor()).clone() }
-    }
-
-    fn take_activations(&self, num_tokens: usize) -> Activations {
-        // A poisoned lock guards nothing half-done: the list is only pushed to and popped from.
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        match idle.iter().position(|act| act.capacity() >= num_tokens) {
-            Some(i) => idle.swap_remove(i),
-            None => Activations::new(self.config(), num_tokens),
-        }
-    }
-
-    /// Keeps the memory for the next call, unless one long sequence made it larger than usual.
-    fn keep_activations(&self, act: Activations) {
-        if act.capacity() <= self.batch_tokens {
-            self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(act);
-        }
     }
 }

@@ -12,21 +12,27 @@
 //! reranker: score = out_proj(tanh(dense(x[<s>])))         embedder: the first row or the mean of all, scaled to length 1
 //! ```
 
+mod activations;
+mod batch;
+
+pub use activations::Activations;
+pub use batch::{Batch, check_sequence};
+
 use std::sync::Arc;
 
 use outcrop_kernels::add_layer_norm::add_layer_norm;
-use outcrop_kernels::attention::{AttentionParams, Rows, attention};
+use outcrop_kernels::attention::{AttentionParams, Mask, Rows, attention};
 use outcrop_kernels::embed_layer_norm::{EmbeddingTables, embed_layer_norm};
 use outcrop_kernels::gather_rows::gather_rows;
 use outcrop_kernels::gemm::{Epilogue, gemm};
 use outcrop_kernels::l2_normalize::l2_normalize;
 use outcrop_kernels::pool::{Pooling, pool};
 use outcrop_kernels::row_dot::row_dot;
-use outcrop_kernels::{Buffer, Stream};
+use outcrop_kernels::{Buffer, ElementType, Stream};
 use outcrop_loader::{Architecture, Checkpoint, EncoderConfig};
 
+use crate::Error;
 use crate::weights::{Linear, Norm, Reader, elements};
-use crate::{Activations, Batch, Error};
 
 /// An encoder with its weights in place.
 pub struct Encoder {
@@ -58,9 +64,15 @@ struct Classifier {
 }
 
 impl Encoder {
-    /// Reads every weight of the model from `checkpoint`, packed on the threads of `stream`.
-    pub fn load(stream: &Stream, checkpoint: Arc<Checkpoint>, config: &EncoderConfig) -> Result<Self, Error> {
-        let reader = Reader { stream, checkpoint: &checkpoint };
+    /// Reads every weight of the model from `checkpoint`, packed on the threads of `stream`. Matrices are held in
+    /// `element_type`; `None` keeps the stored one.
+    pub fn load(
+        stream: &Stream,
+        checkpoint: Arc<Checkpoint>,
+        config: &EncoderConfig,
+        element_type: Option<ElementType>,
+    ) -> Result<Self, Error> {
+        let reader = Reader { stream, checkpoint: &checkpoint, adapters: &[], element_type };
         let (hidden, intermediate) = (config.hidden_size, config.intermediate_size);
         let is_reranker = config.architecture == Architecture::XlmRobertaForSequenceClassification;
         let prefix = prefix(&checkpoint);
@@ -89,10 +101,9 @@ impl Encoder {
             });
         }
         let classifier = if is_reranker {
-            let out_proj = checkpoint.tensor("classifier.out_proj.weight")?.expect_shape(&[1, hidden])?;
             Some(Classifier {
                 dense: reader.linear(&["classifier.dense".to_owned()], hidden, hidden)?,
-                out_proj_weight: elements(&out_proj).to_vec(),
+                out_proj_weight: reader.first_row("classifier.out_proj.weight", 1, hidden)?,
                 out_proj_bias: reader.vector("classifier.out_proj.bias", 1)?[0],
             })
         } else {
@@ -158,7 +169,7 @@ impl Encoder {
         let Linear { weight, bias } = &classifier.dense;
         gemm(stream, projected, hidden, weight, 0..1, batch.num_seqs(), Epilogue::BiasTanh(bias))?;
         let mut scores = vec![0.0; batch.num_seqs()];
-        row_dot(stream, &mut scores, projected, &classifier.out_proj_weight, classifier.out_proj_bias)?;
+        row_dot(stream, &mut scores, projected, &classifier.out_proj_weight, classifier.out_proj_bias, None)?;
         Ok(Some(scores))
     }
 
@@ -226,8 +237,11 @@ impl Encoder {
         let head_dim = self.config.head_dim();
         AttentionParams {
             num_heads: self.config.num_attention_heads,
+            num_kv_heads: self.config.num_attention_heads,
             head_dim,
             softmax_scale: (head_dim as f32).powf(-0.5),
+            mask: Mask::Full,
+            softcap: None,
         }
     }
 }
@@ -249,10 +263,9 @@ impl Layer {
     ) -> Result<(), Error> {
         let Activations { hidden, wide, context, projected, .. } = act;
         let (t, h) = (batch.num_tokens(), params.num_heads * params.head_dim);
-        let segments = &batch.segments;
         gemm(stream, wide, hidden, &self.qkv.weight, 0..3, t, Epilogue::Bias(&self.qkv.bias))?;
         let [q, k, v] = [0, h, 2 * h].map(|column| Rows { buffer: wide, stride: 3 * h, column });
-        attention(stream, context, q, k, v, segments, segments, params)?;
+        attention(stream, context, q, k, v, &batch.spans, params)?;
         self.attention_output(stream, projected, context, t)?;
         add_layer_norm(stream, hidden, projected, self.attention_norm.get(), t)?;
         self.feed_forward(stream, hidden, wide, projected, t)
@@ -276,7 +289,7 @@ impl Layer {
         gemm(stream, projected, hidden, &self.qkv.weight, 0..1, s, Epilogue::Bias(q_bias))?;
         let q = Rows { buffer: projected, stride: h, column: 0 };
         let [k, v] = [0, h].map(|column| Rows { buffer: wide, stride: 2 * h, column });
-        attention(stream, context, q, k, v, &batch.one_row_each, &batch.segments, params)?;
+        attention(stream, context, q, k, v, &batch.first_row_spans, params)?;
         self.attention_output(stream, projected, context, s)?;
         add_layer_norm(stream, hidden, projected, self.attention_norm.get(), s)?;
         self.feed_forward(stream, hidden, wide, projected, s)?;

@@ -1,0 +1,41 @@
+//! One task per run of rows.
+
+use crate::Stream;
+use crate::math::vectorize;
+use crate::rms_norm::{RmsNorm, rms_norm_row};
+use crate::shared_mut::SharedMut;
+
+/// A few hundred kilobytes per task: enough to hide the hand-over, little enough to share out.
+const ELEMENTS_PER_TASK: usize = 64 * 1024;
+
+pub(super) fn add_rms_norm(
+    stream: &Stream,
+    x: &mut [f32],
+    out: &mut [f32],
+    y: &[f32],
+    y_scale: f32,
+    norm: RmsNorm<'_>,
+    num_rows: usize,
+) {
+    let hidden_size = norm.weight.len();
+    let (x, out) = (SharedMut::new(x), SharedMut::new(out));
+    stream.for_each_rows(num_rows, ELEMENTS_PER_TASK / hidden_size, |first, rows| {
+        let (start, len) = (first * hidden_size, rows * hidden_size);
+        // SAFETY: tasks own disjoint runs of rows.
+        let x = unsafe { x.slice(start, len) };
+        // SAFETY: as for `x`.
+        let out = unsafe { out.slice(start, len) };
+        let rows = x
+            .chunks_exact_mut(hidden_size)
+            .zip(out.chunks_exact_mut(hidden_size))
+            .zip(y[start..start + len].chunks_exact(hidden_size));
+        vectorize!({
+            for ((x, out), y) in rows {
+                for (x, y) in x.iter_mut().zip(y) {
+                    *x = y.mul_add(y_scale, *x);
+                }
+                rms_norm_row(out, x, norm);
+            }
+        });
+    });
+}

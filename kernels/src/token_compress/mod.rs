@@ -1,0 +1,96 @@
+//! Token compression: the passage rows of every sequence become means of groups, its other rows stay.
+//!
+//! A sequence's rows are query, passage, prompt. With `g` counting groups of `ratio` rows from the passage's start:
+//! `passage'[g] = mean of passage[g * ratio .. min((g + 1) * ratio, passage)]`, the last group over the rows it has.
+//!
+//! | operand     | shape                               | dtype | layout                 |
+//! |-------------|-------------------------------------|-------|------------------------|
+//! | `out`       | `[sum compressed, hidden_size]`     | f32   | row-major, overwritten |
+//! | `x`         | `[sum len, hidden_size]`            | f32   | row-major, packed      |
+//! | `sequences` | `[num_seqs]`                        |       | [`Compress`]           |
+//!
+//! Packed and ragged on both sides: sequence after sequence without padding, each shorter by the rows it lost.
+//! [`Compress::compressed`] gives the layout of the result, and is what a further call takes.
+//!
+//! Rounding: query and prompt rows, and groups of one row, are copies bit for bit. A mean adds rows in ascending order in f32,
+//! then multiplies by `1 / n`. A row depends on its own group alone.
+//! Error bound of a mean of n rows: `(n + 1) * 2^-24 * mean |x|`; tests use it.
+//! Cost: every row read once, every row of the result written once; memory-bound.
+//! Errors: [`Error::Length`]; [`Error::Parameter`] for a ratio of 0. A ratio of 1 copies.
+//! Source: SPEC 7.3.
+
+mod cpu;
+#[cfg(test)]
+mod tests;
+
+use crate::error::check_length;
+use crate::{Buffer, Cost, Error, Stream};
+
+/// Rows of one sequence, in this order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Compress {
+    /// Leading rows that stay: first special token, query, first separator.
+    pub query: usize,
+    /// Rows that are merged.
+    pub passage: usize,
+    /// Trailing rows that stay: second separator and prompt.
+    pub prompt: usize,
+}
+
+impl Compress {
+    /// Rows of the sequence.
+    pub fn len(&self) -> usize {
+        self.query + self.passage + self.prompt
+    }
+
+    /// Whether the sequence has no rows.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The sequence after compression. A ratio of 0, which [`token_compress`] refuses, counts as 1.
+    pub fn compressed(&self, ratio: usize) -> Self {
+        Self { passage: self.passage.div_ceil(ratio.max(1)), ..*self }
+    }
+}
+
+/// Compresses every sequence of `x` into `out`.
+pub fn token_compress(
+    stream: &Stream,
+    out: &mut Buffer,
+    x: &Buffer,
+    sequences: &[Compress],
+    ratio: usize,
+    hidden_size: usize,
+) -> Result<(), Error> {
+    if ratio == 0 {
+        let expected = "1 or more rows in a group";
+        return Err(Error::Parameter {
+            kernel: "token_compress",
+            parameter: "ratio",
+            expected,
+            found: ratio,
+        });
+    }
+    let (rows, out_rows) = num_rows(sequences, ratio);
+    check_length("token_compress", "out", out.len(), out_rows * hidden_size)?;
+    check_length("token_compress", "x", x.len(), rows * hidden_size)?;
+    if hidden_size > 0 {
+        cpu::token_compress(stream, out.as_mut_slice(), x.as_slice(), sequences, ratio, hidden_size);
+    }
+    Ok(())
+}
+
+/// Rows before and after.
+fn num_rows(sequences: &[Compress], ratio: usize) -> (usize, usize) {
+    let before = sequences.iter().map(Compress::len).sum();
+    let after = sequences.iter().map(|seq| seq.compressed(ratio).len()).sum();
+    (before, after)
+}
+
+/// Work of one call.
+pub fn cost(sequences: &[Compress], ratio: usize, hidden_size: usize) -> Cost {
+    let (rows, out_rows) = num_rows(sequences, ratio);
+    let merged: usize = sequences.iter().map(|seq| seq.passage).sum();
+    Cost::new(merged * hidden_size, 4 * hidden_size * (rows + out_rows))
+}

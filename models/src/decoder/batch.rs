@@ -1,0 +1,164 @@
+//! A packed batch of pairs: prefixes that sequences may share, and the rest of each sequence.
+
+use outcrop_kernels::attention::Span;
+use outcrop_kernels::token_compress::Compress;
+
+use crate::input::PairSequence;
+
+/// Pairs that begin with the same tokens: BOS, query, separator.
+pub struct Group<'a> {
+    /// The pairs, in the order of their scores; at least one.
+    pub pairs: Vec<&'a PairSequence>,
+    /// Whether the keys and values of the prefix were kept by the batch before: its tokens are not in this one.
+    pub is_carried: bool,
+    /// Whether the next batch goes on with this group and wants them.
+    pub is_kept: bool,
+}
+
+/// The tokens of a packed batch, where each sequence lies, and which prefix stands before it.
+///
+/// A causal decoder's states depend on what stands before a token alone, so a prefix is computed once for all the sequences
+/// behind it (DESIGN 3). A sequence alone is laid out in the same way, prefix and rest: nothing that is computed depends on how
+/// many share, not even in its last bit.
+pub struct Batch {
+    pub(super) input_ids: Vec<u32>,
+    segments: Vec<Segment>,
+    /// Rows of the carried prefix; they stand behind the batch's own where keys are.
+    pub(super) carried_rows: usize,
+    /// The segment to keep for the next batch.
+    kept_segment: Option<usize>,
+    pub(super) layout: Layout,
+}
+
+/// A prefix, or the rest of a sequence.
+struct Segment {
+    parts: Compress,
+    before: Before,
+    is_scored: bool,
+}
+
+/// What stands before a segment.
+#[derive(Clone, Copy)]
+enum Before {
+    Nothing,
+    Segment(usize),
+    Carried,
+}
+
+/// Where everything lies; changes when passages are compressed.
+#[derive(Default)]
+pub(super) struct Layout {
+    pub(super) num_tokens: usize,
+    pub(super) position_ids: Vec<u32>,
+    pub(super) spans: Vec<Span>,
+    /// Last row of each sequence: the one that is scored.
+    pub(super) last_rows: Vec<usize>,
+    pub(super) last_position_ids: Vec<u32>,
+    /// The scored rows alone, gathered, each with all of its keys.
+    pub(super) last_spans: Vec<Span>,
+    /// What `token_compress` takes.
+    pub(super) parts: Vec<Compress>,
+    /// Rows of the kept prefix.
+    pub(super) kept_rows: std::ops::Range<usize>,
+}
+
+impl Batch {
+    /// Packs the groups in the order given. Only the first may be carried, and only the last kept.
+    pub fn new(groups: &[Group<'_>]) -> Self {
+        let mut batch = Self {
+            input_ids: Vec::new(),
+            segments: Vec::new(),
+            carried_rows: 0,
+            kept_segment: None,
+            layout: Layout::default(),
+        };
+        for group in groups {
+            batch.push_group(group);
+        }
+        batch.lay_out();
+        batch
+    }
+
+    fn push_group(&mut self, group: &Group<'_>) {
+        let prefix = group.pairs.first().map_or(&[][..], |pair| pair.prefix());
+        let before = if prefix.is_empty() {
+            Before::Nothing
+        } else if group.is_carried {
+            self.carried_rows = prefix.len();
+            Before::Carried
+        } else {
+            let parts = Compress { query: prefix.len(), passage: 0, prompt: 0 };
+            self.input_ids.extend_from_slice(prefix);
+            self.segments.push(Segment { parts, before: Before::Nothing, is_scored: false });
+            if group.is_kept {
+                self.kept_segment = Some(self.segments.len() - 1);
+            }
+            Before::Segment(self.segments.len() - 1)
+        };
+        for pair in &group.pairs {
+            let rest = pair.rest();
+            self.input_ids.extend_from_slice(rest);
+            let parts =
+                Compress { query: 0, passage: rest.len() - pair.prompt_tokens, prompt: pair.prompt_tokens };
+            self.segments.push(Segment { parts, before, is_scored: true });
+        }
+    }
+
+    /// Sequences in the batch.
+    pub fn num_seqs(&self) -> usize {
+        self.layout.last_rows.len()
+    }
+
+    /// Rows computed.
+    pub fn num_tokens(&self) -> usize {
+        self.layout.num_tokens
+    }
+
+    /// The length of each sequence as it stands, prefix included.
+    pub fn tokens(&self) -> impl Iterator<Item = usize> + '_ {
+        self.layout.last_spans.iter().map(Span::num_keys)
+    }
+
+    /// Takes note that passages have been compressed by `ratio`: positions are counted anew (SPEC 7.3).
+    pub(super) fn compress(&mut self, ratio: usize) {
+        for segment in &mut self.segments {
+            segment.parts = segment.parts.compressed(ratio);
+        }
+        self.lay_out();
+    }
+
+    fn lay_out(&mut self) {
+        let num_tokens = self.segments.iter().map(|segment| segment.parts.len()).sum();
+        let mut layout = Layout { num_tokens, ..Layout::default() };
+        let mut rows_of = Vec::with_capacity(self.segments.len());
+        let mut start = 0;
+        for segment in &self.segments {
+            let rows = start..start + segment.parts.len();
+            start = rows.end;
+            let prefix = match segment.before {
+                Before::Nothing => 0..0,
+                Before::Segment(i) => std::ops::Range::clone(&rows_of[i]),
+                Before::Carried => num_tokens..num_tokens + self.carried_rows,
+            };
+            let positions = (prefix.len()..prefix.len() + rows.len()).map(position_id);
+            layout.position_ids.extend(positions);
+            if segment.is_scored {
+                let nth = layout.last_rows.len();
+                layout.last_rows.push(rows.end - 1);
+                layout.last_position_ids.push(position_id(prefix.len() + rows.len() - 1));
+                let queries = nth..nth + 1;
+                layout.last_spans.push(Span { queries, prefix: prefix.clone(), keys: rows.clone() });
+            }
+            layout.spans.push(Span { queries: rows.clone(), prefix, keys: rows.clone() });
+            layout.parts.push(segment.parts);
+            rows_of.push(rows);
+        }
+        layout.kept_rows = self.kept_segment.map_or(0..0, |i| rows_of[i].clone());
+        self.layout = layout;
+    }
+}
+
+/// Sequences are bounded far below what 32 bits hold.
+fn position_id(position: usize) -> u32 {
+    u32::try_from(position).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,50 @@
+//! The gated MLP of a decoder layer, shared by the families: `projected = down_proj(activation(gate_proj(n)) * up_proj(n))`.
+
+use outcrop_kernels::gemm::{Activation, Epilogue, Matrix, gemm};
+use outcrop_loader::{DecoderConfig, Gelu};
+
+use super::activations::Activations;
+use super::pass::Pass;
+use crate::Error;
+use crate::weights::Reader;
+
+pub(super) struct GatedMlp {
+    /// `[I, H]` twice, interleaved.
+    gate_up_proj: Matrix,
+    /// `[H, I]`
+    down_proj: Matrix,
+    activation: Activation,
+}
+
+impl GatedMlp {
+    pub(super) fn load(
+        reader: &Reader<'_>,
+        config: &DecoderConfig,
+        layer: &str,
+        activation: Activation,
+    ) -> Result<Self, Error> {
+        let (hidden, intermediate) = (config.hidden_size, config.intermediate_size);
+        let name = |module: &str| format!("{layer}.mlp.{module}");
+        Ok(Self {
+            gate_up_proj: reader.gated_matrix(&name("gate_proj"), &name("up_proj"), intermediate, hidden)?,
+            down_proj: reader.matrix(&[(name("down_proj"), hidden)], intermediate)?,
+            activation,
+        })
+    }
+
+    /// Reads `normed`, leaves the output in `projected`.
+    pub(super) fn forward(&self, pass: &mut Pass<'_>) -> Result<(), Error> {
+        let (stream, rows) = (pass.stream, pass.num_rows());
+        let Activations { normed, wide, projected, .. } = &mut *pass.act;
+        gemm(stream, wide, normed, &self.gate_up_proj, 0..1, rows, Epilogue::Gated(self.activation))?;
+        Ok(gemm(stream, projected, wide, &self.down_proj, 0..1, rows, Epilogue::None)?)
+    }
+}
+
+/// The kernel's name for a GELU.
+pub(super) fn geglu(gelu: Gelu) -> Activation {
+    match gelu {
+        Gelu::Tanh => Activation::GeluTanh,
+        Gelu::Exact => Activation::GeluErf,
+    }
+}
