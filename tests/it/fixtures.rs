@@ -203,6 +203,20 @@ fn numbers(list: &Value) -> Vec<f64> {
     list.as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect()
 }
 
+/// Every tensor of a safetensors file with the range of its bytes.
+pub(crate) fn safetensors_header(file: &Path) -> Vec<(String, (usize, usize))> {
+    let bytes = std::fs::read(file).unwrap();
+    let header_len = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header: Value = serde_json::from_slice(&bytes[8..8 + header_len]).unwrap();
+    let tensors = header.as_object().unwrap().iter().filter(|(name, _)| *name != "__metadata__");
+    tensors
+        .map(|(name, tensor)| {
+            let offset = |i: usize| 8 + header_len + tensor["data_offsets"][i].as_u64().unwrap() as usize;
+            (name.clone(), (offset(0), offset(1)))
+        })
+        .collect()
+}
+
 /// Whether `name` is one of the comma-separated words of `REQUIRE`: things a test may not skip for want of.
 pub(crate) fn required(name: &str) -> bool {
     std::env::var("REQUIRE").is_ok_and(|list| list.split(',').any(|word| word == name))

@@ -7,6 +7,8 @@
 
 // Where fixtures are and how they read.
 mod fixtures;
+// Networks of any shape.
+mod random_network;
 
 // Token ids, scores and vectors against the reference implementation.
 mod reference;
@@ -14,8 +16,12 @@ mod reference;
 mod decoders;
 // Known wrong variants, each of which the reference comparison must catch.
 mod mutants;
+// The same for the decoder families.
+mod decoder_mutants;
 // Same bits alone, in any batch, in any order, with any number of threads.
 mod bit_equality;
+// What a run does not need is not read; what a model does not have is refused.
+mod scheduler;
 // Properties of the decoder families over random networks.
 mod properties;
 // A real checkpoint: all-MiniLM-L6-v2.

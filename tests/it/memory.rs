@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use outcrop_loader::{Checkpoint, Config};
 use outcrop_models::Stream;
+use outcrop_models::decoder::{self, Decoder, DecoderOptions, Group, Pass};
 use outcrop_models::encoder::{Activations, Batch, Encoder};
+use outcrop_models::input::{PairSequence, Sequence};
 
 use crate::fixtures::path;
 
@@ -66,6 +68,53 @@ fn the_layer_loop_allocates_nothing_of_size() {
     let second = encoder.scores(&stream, &mut act, &batch).unwrap();
     IS_COUNTED.set(false);
     let (all, large) = (COUNTED.load(Relaxed) - before.0, COUNTED_LARGE.load(Relaxed) - before.1);
+    assert_eq!(first, second);
+    assert_eq!(large, 0, "allocations of {LARGE_BYTES} bytes or more in a forward pass");
+    assert!(all > 0, "the counter counts nothing, not even the scores");
+}
+
+/// The same for a decoder, with a state scored and passages compressed on the way: what is laid out anew then are lists of a few
+/// bytes per token.
+#[test]
+fn a_decoders_layer_loop_allocates_nothing_of_size() {
+    let checkpoint = Arc::new(Checkpoint::open(path("gemma2_lightweight")).unwrap());
+    let Config::Decoder(config) = checkpoint.config().clone() else { panic!("not a decoder") };
+    let stream = Stream::cpu(Some(1)).unwrap();
+    let decoder = Decoder::open(checkpoint, &config, None, DecoderOptions::default()).unwrap();
+    let stack = decoder.stack(&stream, &[3, 8], 512).unwrap();
+    let mut act = decoder::Activations::new(&config, 1024);
+    let pairs = [450, 200, 37, 5].map(|passage| PairSequence {
+        sequence: Sequence {
+            input_ids: (0..passage + 40).map(|i| 4 + i as u32 % 480).collect(),
+            truncated: false,
+        },
+        query_tokens: 20,
+        prompt_tokens: 20,
+    });
+    let group = |pair| Group { pairs: vec![pair], is_carried: false, is_kept: false };
+    let mut run = || {
+        let mut batch = decoder::Batch::new(&pairs.iter().map(group).collect::<Vec<_>>());
+        let before = (COUNTED.load(Relaxed), COUNTED_LARGE.load(Relaxed));
+        IS_COUNTED.set(true);
+        let mut pass = Pass::start(&stream, &stack, &mut act, &mut batch).unwrap();
+        let mut scores = Vec::new();
+        for layer in 0..7 {
+            if layer == 3 {
+                scores.extend(pass.scores(0).unwrap());
+            }
+            if layer == 4 {
+                pass.compress(2).unwrap();
+            }
+            pass.layer().unwrap();
+        }
+        pass.last_layer().unwrap();
+        scores.extend(pass.scores(1).unwrap());
+        IS_COUNTED.set(false);
+        (scores, COUNTED.load(Relaxed) - before.0, COUNTED_LARGE.load(Relaxed) - before.1)
+    };
+    // The first pass makes each thread's scratch memory.
+    let (first, ..) = run();
+    let (second, all, large) = run();
     assert_eq!(first, second);
     assert_eq!(large, 0, "allocations of {LARGE_BYTES} bytes or more in a forward pass");
     assert!(all > 0, "the counter counts nothing, not even the scores");

@@ -2,16 +2,13 @@
 //! any number of threads, with its query shared or not, with other cutoffs beside its own, with a compression of ratio 1 or
 //! none. Random networks of random shapes, random texts.
 
-use std::path::PathBuf;
-
-use outcrop::loader::writer::{TensorSpec, write};
-use outcrop::loader::{Checkpoint, Config, Dtype as StoredType};
-use outcrop::{Compression, Engine, EngineOptions, HeadRule, ScoreOptions, manifest};
+use outcrop::loader::Dtype as StoredType;
+use outcrop::{Compression, Engine, EngineOptions, HeadRule, ScoreOptions};
 use proptest::prelude::*;
 use proptest::sample::select;
 use serde_json::{Value, json};
 
-use crate::fixtures::path;
+use crate::random_network::RandomNetwork;
 
 /// A network and texts for it.
 #[derive(Debug, Clone)]
@@ -110,43 +107,9 @@ impl Case {
     /// Writes the network into a new directory.
     fn write(&self) -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("config.json"), self.config.to_string()).unwrap();
-        let tokenizer = path("tokenizers").join(self.tokenizer).join("tokenizer.json");
-        std::fs::copy(tokenizer, dir.path().join("tokenizer.json")).unwrap();
-        let bytes = self.config.to_string().into_bytes();
-        let Config::Decoder(config) = Config::parse(&PathBuf::from("config.json"), &bytes).unwrap() else {
-            panic!("no decoder");
-        };
-        let tensors: Vec<TensorSpec> = manifest(&config)
-            .into_iter()
-            .map(|weight| TensorSpec { name: weight.name, dtype: self.stored_type, shape: weight.shape })
-            .collect();
-        write::<outcrop::loader::Error>(dir.path(), &tensors, u64::MAX, |tensor, start, out| {
-            let columns = *tensors[tensor].shape.last().unwrap();
-            let scale = if tensors[tensor].shape.len() == 1 { 0.2 } else { 1.5 / (columns as f32).sqrt() };
-            self.fill(tensor as u64, start, out, scale);
-            Ok(())
-        })
-        .unwrap();
-        assert!(Checkpoint::open(dir.path()).is_ok());
+        let network = RandomNetwork { config: &self.config, stored_type: self.stored_type, seed: self.seed };
+        network.write(dir.path(), self.tokenizer, u64::MAX);
         dir
-    }
-
-    /// Uniform values in `-scale .. scale`, different for every seed, tensor and place.
-    fn fill(&self, tensor: u64, start: usize, out: &mut [u8], scale: f32) {
-        let element_bytes = if self.stored_type == StoredType::F32 { 4 } else { 2 };
-        for (i, bytes) in out.chunks_exact_mut(element_bytes).enumerate() {
-            let mut z = (start / element_bytes + i) as u64 ^ (tensor << 40) ^ self.seed;
-            for multiplier in [0xbf58_476d_1ce4_e5b9_u64, 0x94d0_49bb_1331_11eb] {
-                z = (z ^ (z >> 29)).wrapping_mul(multiplier);
-            }
-            let x = ((z >> 40) as f32 / (1 << 23) as f32 - 1.0) * scale;
-            match self.stored_type {
-                StoredType::F16 => bytes.copy_from_slice(&half::f16::from_f32(x).to_le_bytes()),
-                StoredType::BF16 => bytes.copy_from_slice(&half::bf16::from_f32(x).to_le_bytes()),
-                _ => bytes.copy_from_slice(&x.to_le_bytes()),
-            }
-        }
     }
 
     fn texts(&self) -> Vec<(String, String)> {

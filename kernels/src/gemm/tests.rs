@@ -128,7 +128,9 @@ fn packing_into_another_type_rounds_each_weight_once() {
     }
 }
 
-fn activations() -> [(Activation, fn(f64) -> f64); 3] {
+type Exact = fn(f64) -> f64;
+
+fn activations() -> [(Activation, Exact); 3] {
     let erf_gelu = |x: f64| 0.5 * x * (1.0 + erf(x / std::f64::consts::SQRT_2));
     let tanh_gelu =
         |x: f64| 0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh());

@@ -51,6 +51,9 @@ fn options_reach_the_model() {
     let cls = &embed(&["--pooling", "cls"], TEXTS).json_lines()[0];
     assert_eq!(mean, plain);
     assert_ne!(cls["embedding"], plain["embedding"]);
+    let rounded = &embed(&["--dtype", "bf16"], TEXTS).json_lines()[0];
+    let distance: f32 = vector(plain).iter().zip(vector(rounded)).map(|(a, b)| (a - b).powi(2)).sum();
+    assert!(distance > 0.0 && distance.sqrt() < 0.05, "{}", distance.sqrt());
     let cut = &embed(&["--max-length", "3"], TEXTS).json_lines()[0];
     assert_eq!((&cut["tokens"], &cut["truncated"]), (&json!(3), &json!(true)));
     let instructed =

@@ -1,6 +1,8 @@
 //! The command line as a user runs it: arguments in; output, messages and exit status out.
 
 mod bad_models;
+mod convert;
+mod decoders;
 mod embed;
 mod hub;
 mod inspect;
@@ -16,7 +18,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::thread;
 
-use serde_json::Value;
+use serde_json::{Value, json};
+use tempfile::TempDir;
 
 use crate::fixtures;
 
@@ -111,6 +114,47 @@ fn program() -> &'static Path {
     })
 }
 
+/// A model that `synth` made, in a directory of its own with room for others beside it.
+struct Made {
+    model: PathBuf,
+    _dir: TempDir,
+}
+
+/// A tiny model of a family with random weights, as `synth` makes it.
+fn made(family: &str) -> Made {
+    let dir = tempfile::tempdir().unwrap();
+    let model = dir.path().join("model");
+    let path = model.to_str().unwrap();
+    let ran = outcrop(["synth", "--family", family, "--size", "tiny", path]);
+    assert_eq!(ran.status, Some(0), "{}", ran.stderr);
+    Made { model, _dir: dir }
+}
+
+/// The answers of `score` for pairs of several lengths.
+fn answers(model: &Path, extra: &[&str]) -> Vec<Value> {
+    let long =
+        "Bamboo makes up more than nine tenths of its diet, with an occasional egg or rodent. ".repeat(6);
+    let pairs = [
+        ("what is a panda?", "The giant panda is a bear species endemic to China."),
+        ("what is a panda?", "hi"),
+        ("capital of France", "Paris is the capital and the most populous city of France."),
+        ("what does a panda eat", &long),
+    ];
+    let input: String = pairs
+        .iter()
+        .map(|(query, passage)| format!("{}\n", json!({ "query": query, "passage": passage })))
+        .collect();
+    let args = ["score", "--model", model.to_str().unwrap(), "--input", "-"];
+    let ran = outcrop_with_input(args.iter().chain(extra), input.as_bytes());
+    assert_eq!(ran.status, Some(0), "{}", ran.stderr);
+    ran.json_lines()
+}
+
+/// The scores among the answers.
+fn scores(model: &Path, extra: &[&str]) -> Vec<f64> {
+    answers(model, extra).iter().map(|answer| answer["score"].as_f64().unwrap()).collect()
+}
+
 /// The path of a fixture model as an argument.
 fn model(name: &str) -> String {
     fixtures::path(name).to_str().unwrap().to_owned()
@@ -120,7 +164,7 @@ fn model(name: &str) -> String {
 fn help_has_examples() {
     let help = outcrop(["--help"]);
     assert_eq!(help.status, Some(0));
-    for command in ["rerank", "score", "embed", "inspect", "synth"] {
+    for command in ["rerank", "score", "embed", "inspect", "convert", "synth"] {
         assert!(help.stdout.contains(command), "{}", help.stdout);
         let help = outcrop([command, "--help"]);
         assert_eq!(help.status, Some(0));

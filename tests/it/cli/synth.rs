@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::Value;
 
-use super::outcrop;
+use super::{answers, made, outcrop};
 
 #[test]
 fn a_made_reranker_ranks() {
@@ -34,21 +34,53 @@ fn a_made_embedder_embeds() {
     }
 }
 
+/// Scores of made decoders differ between pairs and between layers, and stay clear of the final soft-cap.
+#[test]
+fn a_made_decoder_tells_pairs_and_layers_apart() {
+    for family in ["gemma", "minicpm", "gemma2"] {
+        let made = made(family);
+        let args: &[&str] = match family {
+            "gemma" => &[],
+            _ => &["--cutoff-layers", "2,3,4,5,6,7,8", "--heads", "by-layer"],
+        };
+        // Of each pair the scores of all layers, shallow ones first.
+        let pairs: Vec<Vec<f64>> = answers(&made.model, args)
+            .iter()
+            .map(|answer| match answer.get("scores") {
+                Some(scores) => scores.as_object().unwrap().values().map(|x| x.as_f64().unwrap()).collect(),
+                None => vec![answer["score"].as_f64().unwrap()],
+            })
+            .collect();
+        let layers: Vec<Vec<f64>> =
+            (0..pairs[0].len()).map(|layer| pairs.iter().map(|scores| scores[layer]).collect()).collect();
+        let spread = |scores: &[f64]| {
+            scores.iter().copied().fold(f64::MIN, f64::max) - scores.iter().copied().fold(f64::MAX, f64::min)
+        };
+        assert!(pairs.iter().flatten().all(|score| score.abs() < 20.0), "{family}: {pairs:?}");
+        assert!(layers.iter().all(|scores| spread(scores) > 0.5), "{family}: {layers:?}");
+        if family != "gemma" {
+            assert!(pairs.iter().all(|scores| spread(scores) > 1.0), "{family}: {pairs:?}");
+        }
+    }
+}
+
 #[test]
 fn a_seed_always_gives_the_same_model() {
     let dir = tempfile::tempdir().unwrap();
-    let make = |name: &str, seed: &str| {
-        let model = dir.path().join(name);
+    let make = |family: &str, name: &str, seed: &str| {
+        let model = dir.path().join(family).join(name);
         let path = model.to_str().unwrap();
-        let ran = outcrop(["synth", "--quiet", "--family", "xlmr", "--size", "tiny", "--seed", seed, path]);
+        let ran = outcrop(["synth", "--quiet", "--family", family, "--size", "tiny", "--seed", seed, path]);
         assert_eq!((ran.status, ran.stderr.as_str()), (Some(0), ""));
         let read = |file: &str| fs::read(model.join(file)).unwrap();
         (read("model.safetensors"), read("tokenizer.json"))
     };
-    let first = make("first", "1");
-    assert!(first == make("again", "1"));
-    let other = make("other", "2");
-    assert!(first.0 != other.0 && first.1 == other.1);
+    for family in ["xlmr", "gemma", "minicpm", "gemma2"] {
+        let first = make(family, "first", "1");
+        assert!(first == make(family, "again", "1"));
+        let other = make(family, "other", "2");
+        assert!(first.0 != other.0 && first.1 == other.1);
+    }
 }
 
 #[test]

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
-use crate::synth::{Dtype, Family, Size, Task};
+use crate::dtype::Dtype;
+use crate::synth::{Family, Size, Task};
 
 /// Score (query, passage) pairs with reranker models.
 #[derive(Debug, Parser)]
@@ -18,6 +19,7 @@ Examples:
   outcrop score --model ./bge-reranker-v2-m3 --input pairs.jsonl --output scores.jsonl
   outcrop embed --model BAAI/bge-m3 --input texts.jsonl > vectors.jsonl
   outcrop inspect ./bge-reranker-base
+  outcrop convert ./bge-reranker-v2-minicpm-layerwise ./minicpm-28-bf16 --dtype bf16 --cutoff 28
   outcrop synth --family xlmr --size base ./random-base
 
 Exit status: 0, all done; 1, some inputs failed and the others were done; 2, a wrong call, or a model or file that cannot be used."
@@ -25,7 +27,7 @@ Exit status: 0, all done; 1, some inputs failed and the others were done; 2, a w
 pub(crate) struct Args {
     #[command(subcommand)]
     pub(crate) command: Command,
-    /// Print no progress and no summary; errors are still printed.
+    /// Print no progress, no warnings and no summary; errors are still printed.
     #[arg(long, short, global = true)]
     pub(crate) quiet: bool,
 }
@@ -37,8 +39,12 @@ pub(crate) enum Command {
     Score(ScoreArgs),
     Embed(EmbedArgs),
     Inspect(InspectArgs),
+    Convert(ConvertArgs),
     Synth(SynthArgs),
 }
+
+/// The size at which weights are split into files, as the published ones are.
+const MAX_SHARD_BYTES: u64 = 5_000_000_000;
 
 /// Where the model is.
 #[derive(Debug, ClapArgs)]
@@ -51,7 +57,7 @@ pub(crate) struct ModelArgs {
     pub(crate) revision: Option<String>,
 }
 
-/// How the work is done. No result depends on these.
+/// How the work is done.
 #[derive(Debug, ClapArgs)]
 pub(crate) struct EngineArgs {
     /// Number of threads; all cores if not given.
@@ -60,6 +66,80 @@ pub(crate) struct EngineArgs {
     /// Most tokens computed in one batch: more needs more memory.
     #[arg(long, value_name = "N")]
     pub(crate) batch_tokens: Option<NonZeroUsize>,
+    /// The type in which matrices are held in memory; all else is f32.
+    #[arg(long, value_enum, default_value_t = DtypeArg::Auto, help_heading = MODEL)]
+    pub(crate) dtype: DtypeArg,
+}
+
+/// Over the options of the deep models. An option that a model does not have is refused by name.
+const MODEL: &str = "Model";
+const LAYERS: &str = "Layers and compression";
+
+/// Which network is run, where the files leave a choice.
+#[derive(Debug, Default, ClapArgs)]
+#[command(next_help_heading = MODEL)]
+pub(crate) struct NetworkArgs {
+    /// A directory with a LoRA adapter to add to the weights. May be repeated: they are added in this order.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) adapter: Vec<PathBuf>,
+    /// Which scoring head belongs to a cutoff layer, where a model has several heads.
+    #[arg(long, value_enum)]
+    pub(crate) heads: Option<HeadsArg>,
+    /// Apply the attention soft-cap that config.json states and the reference does not apply.
+    #[arg(long)]
+    pub(crate) attention_softcap: bool,
+    /// The form of the GELU; what config.json says if not given.
+    #[arg(long, value_enum)]
+    pub(crate) gelu: Option<GeluArg>,
+    /// Compute every pair from its first token, also where pairs share a query. Scores do not change.
+    #[arg(long)]
+    pub(crate) no_prefix_sharing: bool,
+}
+
+/// How much of the network is run, and on how many tokens.
+#[derive(Debug, Default, ClapArgs)]
+#[command(next_help_heading = LAYERS)]
+pub(crate) struct LayersArgs {
+    /// Number of layers after which to score; several separated by commas give a score each. All if not given.
+    #[arg(long, value_name = "N,...", value_delimiter = ',')]
+    pub(crate) cutoff_layers: Option<Vec<usize>>,
+    /// How many neighbouring passage tokens become one.
+    #[arg(long, value_name = "N")]
+    pub(crate) compress_ratio: Option<usize>,
+    /// Layers before which passages are compressed; 8 if not given.
+    #[arg(long, value_name = "N,...", value_delimiter = ',', requires = "compress_ratio")]
+    pub(crate) compress_layers: Option<Vec<usize>>,
+}
+
+/// The type in which matrices are held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DtypeArg {
+    /// As stored; what an adapter changes, f32.
+    Auto,
+    /// IEEE half precision.
+    F16,
+    /// bfloat16.
+    Bf16,
+    /// 32-bit floating point.
+    F32,
+}
+
+/// Which of several scoring heads belongs to a cutoff layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum HeadsArg {
+    /// As the reference implementation takes them.
+    Reference,
+    /// Each layer has its own.
+    ByLayer,
+}
+
+/// The form of the GELU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum GeluArg {
+    /// The approximation by tanh.
+    Tanh,
+    /// By the error function.
+    Exact,
 }
 
 /// How a pair becomes a score.
@@ -74,10 +154,10 @@ pub(crate) struct PairArgs {
     /// Map scores into 0..1 with the logistic function.
     #[arg(long)]
     pub(crate) normalize: bool,
-    /// Text put before every query.
+    /// Text put before every query; the model's own if not given, none if empty.
     #[arg(long, value_name = "TEXT")]
     pub(crate) query_instruction: Option<String>,
-    /// Text put before every passage.
+    /// Text put before every passage; the model's own if not given, none if empty.
     #[arg(long, value_name = "TEXT")]
     pub(crate) passage_instruction: Option<String>,
     /// How instruction and query are joined: the first {} is the instruction, the second the query.
@@ -86,6 +166,9 @@ pub(crate) struct PairArgs {
     /// How instruction and passage are joined.
     #[arg(long, value_name = "FORMAT", default_value = "{}{}")]
     pub(crate) passage_instruction_format: String,
+    /// The question put behind every pair; the model's own if not given, none if empty.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) prompt: Option<String>,
 }
 
 /// A file of lines.
@@ -112,8 +195,9 @@ Examples:
   outcrop rerank --model ./model 'how do I list open files?' --passages descriptions.txt --top-n 5
   ls | outcrop rerank --model ./model 'licence' --passages - --json
 
-With --json the output is an array of {\"index\", \"score\", \"passage\"}, best first. The index counts from 0: over the
-arguments, or over the lines of the file. Blank lines of the file are counted but not ranked.")]
+With --json the output is an array of {\"index\", \"score\", \"passage\"}, best first; with several cutoff layers also
+\"scores\" by layer, and with compression \"tokens_after\". The index counts from 0: over the arguments, or over the lines
+of the file. Blank lines of the file are counted but not ranked.")]
 pub(crate) struct RerankArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
@@ -135,6 +219,10 @@ pub(crate) struct RerankArgs {
     pub(crate) pair: PairArgs,
     #[command(flatten)]
     pub(crate) engine: EngineArgs,
+    #[command(flatten)]
+    pub(crate) layers: LayersArgs,
+    #[command(flatten)]
+    pub(crate) network: NetworkArgs,
 }
 
 /// Score the pairs of a file, line by line.
@@ -145,13 +233,17 @@ pub(crate) struct RerankArgs {
 Examples:
   outcrop score --model BAAI/bge-reranker-base --input pairs.jsonl --output scores.jsonl
   outcrop score --model ./model --input pairs.tsv --normalize
+  outcrop score --model ./minicpm-layerwise --input pairs.jsonl --cutoff-layers 8,16,28
+  outcrop score --model ./lightweight --input pairs.jsonl --cutoff-layers 25 --compress-ratio 2
   zcat pairs.jsonl.gz | outcrop score --model ./model --input - | gzip > scores.jsonl.gz
 
 Input lines:   {\"id\": \"a1\", \"query\": \"...\", \"passage\": \"...\"}     (id is optional; \"document\" is the same as \"passage\")
                or, in a file named *.tsv, query<TAB>passage
 Output lines:  {\"id\": \"a1\", \"score\": 1.25, \"tokens\": 87, \"truncated\": false}
                {\"id\": \"a2\", \"error\": \"...\"}
-A line without an id is named by its number, counted from 1: {\"line\": 7, ...}. Blank lines are skipped.")]
+A line without an id is named by its number, counted from 1: {\"line\": 7, ...}. Blank lines are skipped.
+With several cutoff layers a line also has \"scores\": {\"8\": 0.5, \"28\": 1.25}, and the score is the deepest layer's;
+with compression it has \"tokens_after\": 61.")]
 pub(crate) struct ScoreArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
@@ -161,6 +253,10 @@ pub(crate) struct ScoreArgs {
     pub(crate) pair: PairArgs,
     #[command(flatten)]
     pub(crate) engine: EngineArgs,
+    #[command(flatten)]
+    pub(crate) layers: LayersArgs,
+    #[command(flatten)]
+    pub(crate) network: NetworkArgs,
 }
 
 /// Turn the texts of a file into vectors.
@@ -244,6 +340,40 @@ pub(crate) struct InspectArgs {
     pub(crate) json: bool,
 }
 
+/// Write a smaller checkpoint of a model: in a shorter type, or without layers that are never run.
+///
+/// Scores of what is kept stay the same, but for the rounding to the type.
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "\
+Examples:
+  outcrop convert BAAI/bge-reranker-v2-gemma ./gemma-bf16 --dtype bf16
+  outcrop convert ./bge-reranker-v2-minicpm-layerwise ./minicpm-28 --cutoff 28
+  outcrop convert ./bge-reranker-v2.5-gemma2-lightweight ./lightweight-25-f16 --cutoff 25 --dtype f16
+
+The tokenizer and the other small files are copied. Adapters and weights in other formats are not.")]
+pub(crate) struct ConvertArgs {
+    /// A model directory, or a model's name on the hub such as BAAI/bge-reranker-v2-gemma.
+    #[arg(value_name = "MODEL")]
+    pub(crate) model: String,
+    /// The directory to make.
+    pub(crate) out: PathBuf,
+    /// Branch, tag or commit of a model on the hub.
+    #[arg(long, value_name = "REVISION")]
+    pub(crate) revision: Option<String>,
+    /// The type to store weights in, rounded to nearest; each keeps its own if not given.
+    #[arg(long, value_enum)]
+    pub(crate) dtype: Option<Dtype>,
+    /// Leave out the layers from this number on, and the heads that only they use.
+    #[arg(long, value_name = "N")]
+    pub(crate) cutoff: Option<usize>,
+    /// Largest weight file; larger weights are split.
+    #[arg(long, value_name = "BYTES", default_value_t = MAX_SHARD_BYTES)]
+    pub(crate) max_shard_bytes: u64,
+    /// Write into a directory that is not empty: weights and files of the same names are replaced, others stay.
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
 /// Write a model of a published shape with random weights and a working tokenizer.
 ///
 /// It takes the time and the memory of the published model, so that speed can be measured without a download. Its
@@ -254,15 +384,19 @@ Examples:
   outcrop synth --family xlmr --size base ./random-reranker-base
   outcrop synth --family xlmr --size m3 --dtype f16 --seed 7 ./random-v2-m3
   outcrop synth --family bert --size large ./random-bge-large-en
+  outcrop synth --family minicpm --size published --layers 8 --dtype bf16 ./random-minicpm-8
 
-Shapes:  xlmr  base, large, m3   as bge-reranker-base, -large, -v2-m3; with --task embed, m3 is as bge-m3
-         bert  base, large       as bge-base-en-v1.5, bge-large-en-v1.5
-         tiny                    2 layers of width 64 and 8192 tokens, for trying things out")]
+Shapes:  xlmr     base, large, m3   as bge-reranker-base, -large, -v2-m3; with --task embed, m3 is as bge-m3
+         bert     base, large       as bge-base-en-v1.5, bge-large-en-v1.5
+         gemma    published         as bge-reranker-v2-gemma
+         minicpm  published         as bge-reranker-v2-minicpm-layerwise
+         gemma2   published         as bge-reranker-v2.5-gemma2-lightweight
+         tiny                       2 layers, of a decoder 8, of width 64, and 8192 tokens: for trying things out")]
 pub(crate) struct SynthArgs {
     /// The family of networks.
     #[arg(long, value_enum)]
     pub(crate) family: Family,
-    /// What the model answers with; rerank for xlmr and embed for bert if not given.
+    /// What the model answers with; embed for bert and rerank for the others if not given.
     #[arg(long, value_enum)]
     pub(crate) task: Option<Task>,
     /// The published size.
@@ -274,7 +408,13 @@ pub(crate) struct SynthArgs {
     /// Chooses the random weights.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) seed: u64,
-    /// Write into a directory that is not empty: files of the same names are replaced, others stay.
+    /// Number of layers, instead of the published one.
+    #[arg(long, value_name = "N")]
+    pub(crate) layers: Option<NonZeroUsize>,
+    /// Largest weight file; larger weights are split.
+    #[arg(long, value_name = "BYTES", default_value_t = MAX_SHARD_BYTES)]
+    pub(crate) max_shard_bytes: u64,
+    /// Write into a directory that is not empty: weights and files of the same names are replaced, others stay.
     #[arg(long)]
     pub(crate) force: bool,
     /// The directory to make.

@@ -4,10 +4,11 @@ use std::fs::File;
 use std::io::{self, BufWriter};
 use std::path::Path;
 
+use outcrop::loader::Config;
 use outcrop::{EmbedOptions, Embedding, Engine, Pooling};
 use serde::Serialize;
 
-use crate::args::{EmbedArgs, EmbedFormat, PoolingArg};
+use crate::args::{EmbedArgs, EmbedFormat, NetworkArgs, PoolingArg};
 use crate::error::Error;
 use crate::lines::{Block, Input};
 use crate::npy::NpyWriter;
@@ -49,11 +50,15 @@ pub(crate) fn run(args: &EmbedArgs, quiet: bool) -> Result<Status, Error> {
     }
     let input = Input::open(&args.lines.input)?;
     check_distinct(&args.lines.input, output)?;
-    let engine = model::open(&args.model, &args.engine, quiet)?;
+    let engine = model::open(&args.model, &args.engine, &NetworkArgs::default(), quiet)?;
     let options = options(args);
     // A call that cannot work is refused before an existing output is replaced.
     engine.embed::<&str>(&[], &options)?;
-    let mut vectors = Vectors::create(args.format, output, hidden_size(&engine))?;
+    let hidden_size = match engine.config() {
+        Config::Encoder(config) => config.hidden_size,
+        Config::Decoder(config) => config.hidden_size,
+    };
+    let mut vectors = Vectors::create(args.format, output, hidden_size)?;
     let mut progress = Progress::new(&input, output, "texts", quiet);
     let max_line_bytes = args.lines.max_line_bytes;
     input.for_each_block(max_line_bytes, |block| {
@@ -167,12 +172,5 @@ impl Npy {
         write: impl FnOnce(&mut NpyWriter<BufWriter<File>>) -> io::Result<()>,
     ) -> Result<(), Error> {
         write(&mut self.writer).map_err(|source| Error::Write { to: self.name.clone(), source })
-    }
-}
-
-fn hidden_size(engine: &Engine) -> usize {
-    match engine.config() {
-        outcrop::loader::Config::Encoder(config) => config.hidden_size,
-        outcrop::loader::Config::Decoder(config) => config.hidden_size,
     }
 }

@@ -4,18 +4,17 @@ use std::io;
 use std::path::PathBuf;
 
 use clap::ValueEnum;
+use outcrop::loader::{self, AllowedCutoffs, Dtype};
 
 use crate::synth::{Family, Size, Task};
 
 /// Why a command could not be carried out.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
-    /// The model could not be found or read.
+    /// The model could not be found or read, or the library refused it or the options. Boxed, because it is several times
+    /// as large as the others.
     #[error(transparent)]
-    Model(#[from] outcrop::loader::Error),
-    /// The library refused the model or the options.
-    #[error(transparent)]
-    Engine(#[from] outcrop::Error),
+    Engine(Box<outcrop::Error>),
     /// An input could not be opened or read.
     #[error("cannot read {from}")]
     Read { from: String, source: io::Error },
@@ -31,17 +30,48 @@ pub(crate) enum Error {
     /// An .npy file is completed at its beginning, which a pipe does not allow.
     #[error("--format npy needs --output FILE")]
     NpyNeedsOutput,
-    /// A directory that `synth` would write into holds files.
+    /// A directory that a model would be written into holds files.
     #[error("{} is not empty; --force writes into it and replaces the files of the same names", dir.display())]
     NotEmpty { dir: PathBuf },
+    /// `convert` would change the model that it reads.
+    #[error("{} is the model's directory {} or lies in it; give a directory outside", out.display(), model.display())]
+    OutInModel { out: PathBuf, model: PathBuf },
+    /// A weight is too large for a shorter type.
+    #[error(
+        "tensor {tensor} holds {value}, which {dtype:?} cannot hold; {}",
+        if *dtype == Dtype::F16 { "convert to bf16, which has the range of f32" } else { "keep f32" }
+    )]
+    Overflow { tensor: String, value: f32, dtype: Dtype },
+    /// A cutoff for a model that is always run whole.
+    #[error("{architecture} has no cutoff layers: --cutoff is not for it")]
+    NoCutoffs { architecture: &'static str },
+    /// A cutoff that the model does not have.
+    #[error("the model cannot be cut off at {layers} layers; allowed are {allowed}")]
+    Cutoff { layers: usize, allowed: AllowedCutoffs },
+    /// A weight file that is needed as a whole.
+    #[error("{} is not there; convert needs every weight file, except those that --cutoff leaves out whole", path.display())]
+    MissingFile { path: PathBuf },
     /// A combination that nobody published.
     #[error(
-        "no model of family {}, size {} and task {} was published; bert is for embed only, and m3 is an xlmr size",
+        "no model of family {}, size {} and task {} was published; xlmr has the sizes tiny, base, large and m3, bert tiny, base and \
+         large for embed, gemma, minicpm and gemma2 tiny and published for rerank",
         name(family),
         name(size),
         name(task)
     )]
     NoSuchShape { family: Family, size: Size, task: Task },
+}
+
+impl From<outcrop::Error> for Error {
+    fn from(error: outcrop::Error) -> Error {
+        Error::Engine(Box::new(error))
+    }
+}
+
+impl From<loader::Error> for Error {
+    fn from(error: loader::Error) -> Error {
+        outcrop::Error::from(error).into()
+    }
 }
 
 /// The spelling of a value on the command line.

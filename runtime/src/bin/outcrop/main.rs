@@ -4,6 +4,8 @@
 //! done; 1, some inputs failed and the others were done; 2, a wrong call, or a model or file that cannot be used.
 
 mod args;
+mod convert;
+mod dtype;
 mod embed;
 mod error;
 mod inspect;
@@ -50,6 +52,7 @@ fn main() -> ExitCode {
         Command::Score(args) => score::run(&args, quiet),
         Command::Embed(args) => embed::run(&args, quiet),
         Command::Inspect(args) => inspect::run(&args, quiet),
+        Command::Convert(args) => convert::run(&args, quiet),
         Command::Synth(args) => synth::run(&args, quiet),
     };
     match result {

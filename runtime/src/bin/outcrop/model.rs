@@ -2,10 +2,11 @@
 
 use std::path::PathBuf;
 
+use outcrop::loader::Gelu;
 use outcrop::loader::hub::{self, HubOptions};
-use outcrop::{Engine, EngineOptions};
+use outcrop::{Dtype, Engine, EngineOptions, HeadRule};
 
-use crate::args::{EngineArgs, ModelArgs};
+use crate::args::{DtypeArg, EngineArgs, GeluArg, HeadsArg, ModelArgs, NetworkArgs};
 use crate::error::Error;
 use crate::progress::download_bar;
 
@@ -23,12 +24,33 @@ pub(crate) fn locate(model: &str, revision: Option<&str>, quiet: bool) -> Result
 }
 
 /// Opens the model for work.
-pub(crate) fn open(model: &ModelArgs, engine: &EngineArgs, quiet: bool) -> Result<Engine, Error> {
+pub(crate) fn open(
+    model: &ModelArgs,
+    engine: &EngineArgs,
+    network: &NetworkArgs,
+    quiet: bool,
+) -> Result<Engine, Error> {
     let dir = locate(&model.model, model.revision.as_deref(), quiet)?;
     let options = EngineOptions {
         threads: engine.threads.map(Into::into),
         batch_tokens: engine.batch_tokens.map(Into::into),
-        ..EngineOptions::default()
+        dtype: match engine.dtype {
+            DtypeArg::Auto => Dtype::Auto,
+            DtypeArg::F16 => Dtype::F16,
+            DtypeArg::Bf16 => Dtype::BF16,
+            DtypeArg::F32 => Dtype::F32,
+        },
+        adapters: network.adapter.clone(),
+        heads: network.heads.map(|heads| match heads {
+            HeadsArg::Reference => HeadRule::Reference,
+            HeadsArg::ByLayer => HeadRule::ByLayer,
+        }),
+        attention_softcap: network.attention_softcap,
+        gelu: network.gelu.map(|gelu| match gelu {
+            GeluArg::Tanh => Gelu::Tanh,
+            GeluArg::Exact => Gelu::Exact,
+        }),
+        prefix_sharing: !network.no_prefix_sharing,
     };
     Ok(Engine::open(dir, &options)?)
 }

@@ -1,10 +1,11 @@
-//! Where results go: standard output or a file.
+//! Where results go: standard output, a file, or the directory of a model that is made.
 
 use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, ErrorKind, Write};
 use std::path::Path;
 
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::error::Error;
 
@@ -62,4 +63,64 @@ pub(crate) fn check_distinct(input: &Path, output: Option<&Path>) -> Result<(), 
         (Ok(a), Ok(b)) if a == b && a.is_file() => Err(Error::OutputIsInput { path: output.to_owned() }),
         _ => Ok(()),
     }
+}
+
+/// Makes the directory of a model. One with something in it is refused unless `force`; then its weight files are
+/// taken away, because a reader would prefer them to those that are written now.
+pub(crate) fn prepare_dir(dir: &Path, force: bool) -> Result<(), Error> {
+    let failed = |source| Error::Write { to: dir.display().to_string(), source };
+    fs::create_dir_all(dir).map_err(failed)?;
+    for entry in fs::read_dir(dir).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        if !force {
+            return Err(Error::NotEmpty { dir: dir.to_owned() });
+        }
+        if is_weights(&path) {
+            fs::remove_file(&path)
+                .map_err(|source| Error::Write { to: path.display().to_string(), source })?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether a file holds weights in the safetensors format, or says where they are.
+fn is_weights(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let single_or_shard = name.starts_with("model-") || name == "model.safetensors";
+    single_or_shard && name.ends_with(".safetensors") || name == "model.safetensors.index.json"
+}
+
+/// Writes a JSON file into the directory of a model.
+pub(crate) fn write_json(dir: &Path, name: &str, value: &Value) -> Result<(), Error> {
+    write_file(dir, name, |file| {
+        // The tokenizer has a quarter of a million entries; the others are for reading.
+        match name {
+            "tokenizer.json" => serde_json::to_writer(&mut *file, value)?,
+            _ => serde_json::to_writer_pretty(&mut *file, value)?,
+        }
+        file.write_all(b"\n")
+    })
+}
+
+/// Writes a file into the directory of a model. It gets its name when it is complete, and a link of that name is
+/// replaced, not followed.
+pub(crate) fn write_file(
+    dir: &Path,
+    name: &str,
+    write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
+) -> Result<(), Error> {
+    let path = dir.join(name);
+    let part = dir.join(format!("{name}.part"));
+    let write = || -> io::Result<()> {
+        match fs::remove_file(&part) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut file = BufWriter::new(File::create_new(&part)?);
+        write(&mut file)?;
+        file.flush()?;
+        drop(file);
+        fs::rename(&part, &path)
+    };
+    write().map_err(|source| Error::Write { to: path.display().to_string(), source })
 }

@@ -11,7 +11,7 @@ use crate::args::RerankArgs;
 use crate::error::Error;
 use crate::lines::Input;
 use crate::output::Output;
-use crate::score::options;
+use crate::score::{Layers, options, warn};
 use crate::{Status, model, record, report};
 
 /// Longest line of a file of passages.
@@ -29,6 +29,8 @@ struct Placed<'a> {
     index: usize,
     score: f64,
     passage: &'a str,
+    #[serde(flatten)]
+    layers: Layers,
 }
 
 /// Ranks the passages and prints them.
@@ -48,9 +50,13 @@ pub(crate) fn run(args: &RerankArgs, quiet: bool) -> Result<Status, Error> {
     if passages.is_empty() {
         return Err(Error::NoPassages);
     }
-    let engine = model::open(&args.model, &args.engine, quiet)?;
+    let engine = model::open(&args.model, &args.engine, &args.network, quiet)?;
+    let options = options(&engine, &args.pair, &args.layers)?;
+    if engine.is_reranker() {
+        warn(&engine, &options, quiet)?;
+    }
     let texts: Vec<&str> = passages.iter().map(|passage| passage.text.as_str()).collect();
-    let ranking = engine.rerank(&args.query, &texts, &options(&args.pair))?;
+    let ranking = engine.rerank(&args.query, &texts, &options)?;
     for (place, error) in &ranking.failed {
         report::line(&format!("passage {}: {}", passages[*place].index, report::chain(error)));
     }
@@ -66,7 +72,8 @@ pub(crate) fn run(args: &RerankArgs, quiet: bool) -> Result<Status, Error> {
     let shown = args.top_n.map_or(ranking.results.len(), |top_n| top_n.get().min(ranking.results.len()));
     let placed = ranking.results[..shown].iter().map(|ranked: &Ranked| {
         let passage = &passages[ranked.index];
-        Placed { index: passage.index, score: ranked.score, passage: &passage.text }
+        let layers = Layers::new(&ranked.layer_scores, ranked.tokens_after);
+        Placed { index: passage.index, score: ranked.score, passage: &passage.text, layers }
     });
     let mut output = Output::create(None)?;
     if args.json {

@@ -1,9 +1,10 @@
-//! The published shapes, and the tensors and config.json that belong to them.
+//! The published shapes of the encoders, and the tensors and config.json that belong to them.
 
 use serde_json::{Value, json};
 
-use super::weights::{Dtype, TensorSpec};
-use super::{Family, Size, Task};
+use super::weights::Random;
+use super::{Family, Size, Task, merge};
+use crate::dtype::Dtype;
 
 /// The sizes of one model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,12 +18,13 @@ pub(crate) struct Shape {
 }
 
 impl Shape {
-    /// The shape of a family in a size, or `None` where nothing of that size was published.
+    /// The shape of an encoder in a size, or `None` where nothing of that size was published.
     pub(crate) fn of(family: Family, size: Size) -> Option<Shape> {
         let (num_hidden_layers, hidden_size, num_attention_heads, intermediate_size) = match size {
             Size::Tiny => (2, 64, 2, 128),
             Size::Base => (12, 768, 12, 3072),
             Size::Large | Size::M3 => (24, 1024, 16, 4096),
+            Size::Published => return None,
         };
         let (max_position_embeddings, vocab_size) = match (family, size) {
             (Family::Xlmr, Size::Tiny) => (514, 8192),
@@ -30,7 +32,7 @@ impl Shape {
             (Family::Xlmr, Size::M3) => (8194, 250_002),
             (Family::Bert, Size::Tiny) => (512, 8192),
             (Family::Bert, Size::Base | Size::Large) => (512, 30_522),
-            (Family::Bert, Size::M3) => return None,
+            _ => return None,
         };
         Some(Shape {
             num_hidden_layers,
@@ -44,25 +46,17 @@ impl Shape {
 
     /// The longest input in tokens. XLM-R's positions start behind the padding id 1, which leaves two rows unused.
     pub(crate) fn max_tokens(&self, family: Family) -> usize {
-        match family {
-            Family::Xlmr => self.max_position_embeddings - 2,
-            Family::Bert => self.max_position_embeddings,
-        }
+        let unused = if family == Family::Xlmr { 2 } else { 0 };
+        self.max_position_embeddings - unused
     }
 
     /// Every tensor of the checkpoint, in the order of the network.
     ///
     /// Matrices have a standard deviation near `1 / sqrt(columns)`, so that activations keep their size through
     /// any number of layers, and query and key somewhat more, so that attention tells tokens apart.
-    pub(crate) fn tensors(&self, family: Family, task: Task) -> Vec<TensorSpec> {
-        let prefix = match (family, task) {
-            (Family::Xlmr, Task::Rerank) => "roberta.",
-            (Family::Xlmr | Family::Bert, _) => "",
-        };
-        let token_types = match family {
-            Family::Xlmr => 1,
-            Family::Bert => 2,
-        };
+    pub(crate) fn tensors(&self, family: Family, task: Task) -> Vec<Random> {
+        let prefix = if task == Task::Rerank { "roberta." } else { "" };
+        let token_types = if family == Family::Xlmr { 1 } else { 2 };
         let h = self.hidden_size;
         let mut list = List(Vec::new());
         let embeddings = format!("{prefix}embeddings");
@@ -115,14 +109,15 @@ impl Shape {
             "use_cache": true,
             "vocab_size": self.vocab_size,
         });
-        let family_fields = match family {
-            Family::Xlmr => json!({
+        let family_fields = if family == Family::Xlmr {
+            json!({
                 "model_type": "xlm-roberta", "bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2,
                 "layer_norm_eps": 1e-5, "type_vocab_size": 1,
-            }),
-            Family::Bert => json!({
+            })
+        } else {
+            json!({
                 "model_type": "bert", "pad_token_id": 0, "layer_norm_eps": 1e-12, "type_vocab_size": 2,
-            }),
+            })
         };
         merge(&mut config, family_fields);
         if task == Task::Rerank {
@@ -137,22 +132,16 @@ fn architecture(family: Family, task: Task) -> &'static str {
     match (family, task) {
         (Family::Xlmr, Task::Rerank) => "XLMRobertaForSequenceClassification",
         (Family::Xlmr, Task::Embed) => "XLMRobertaModel",
-        (Family::Bert, _) => "BertModel",
-    }
-}
-
-fn merge(into: &mut Value, fields: Value) {
-    if let (Value::Object(into), Value::Object(fields)) = (into, fields) {
-        into.extend(fields);
+        _ => "BertModel",
     }
 }
 
 /// A growing list of tensors.
-struct List(Vec<TensorSpec>);
+struct List(Vec<Random>);
 
 impl List {
     fn push(&mut self, name: String, shape: Vec<usize>, mean: f32, std: f32) {
-        self.0.push(TensorSpec { name, shape, mean, std });
+        self.0.push(Random { name, shape, mean, std });
     }
 
     /// An embedding table `[rows, columns]`.

@@ -3,14 +3,17 @@
 
 use serde_json::{Value, json};
 
-use super::Family;
 use super::vocabulary::{Style, pieces};
+use super::{Family, bpe};
 
 /// The contents of `tokenizer.json` for exactly `vocab_size` ids.
 pub(crate) fn tokenizer(family: Family, vocab_size: usize) -> Value {
     match family {
         Family::Xlmr => unigram(vocab_size),
         Family::Bert => word_piece(vocab_size),
+        Family::Gemma => bpe::gemma(vocab_size, false),
+        Family::Minicpm => bpe::llama(vocab_size),
+        Family::Gemma2 => bpe::gemma(vocab_size, true),
     }
 }
 
@@ -29,6 +32,16 @@ pub(crate) fn tokenizer_config(family: Family, max_tokens: usize) -> Value {
             "do_lower_case": true, "strip_accents": null, "tokenize_chinese_chars": true,
             "cls_token": "[CLS]", "sep_token": "[SEP]",
             "pad_token": "[PAD]", "unk_token": "[UNK]", "mask_token": "[MASK]",
+        }),
+        Family::Gemma | Family::Gemma2 => json!({
+            "tokenizer_class": "GemmaTokenizer", "model_max_length": max_tokens,
+            "clean_up_tokenization_spaces": false, "add_bos_token": true, "add_eos_token": false,
+            "bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>",
+        }),
+        Family::Minicpm => json!({
+            "tokenizer_class": "LlamaTokenizer", "model_max_length": max_tokens,
+            "clean_up_tokenization_spaces": false, "add_bos_token": true, "add_eos_token": false, "legacy": true,
+            "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<unk>", "unk_token": "<unk>",
         }),
     }
 }
@@ -53,8 +66,8 @@ fn unigram(vocab_size: usize) -> Value {
         "truncation": null,
         "padding": null,
         "added_tokens": [
-            added_token(0, "<s>", false), added_token(1, "<pad>", false), added_token(2, "</s>", false),
-            added_token(3, "<unk>", false), added_token(mask_id, "<mask>", true),
+            added_token(0, "<s>", false, true), added_token(1, "<pad>", false, true), added_token(2, "</s>", false, true),
+            added_token(3, "<unk>", false, true), added_token(mask_id, "<mask>", true, true),
         ],
         "normalizer": { "type": "NFKC" },
         "pre_tokenizer": { "type": "Sequence", "pretokenizers": [
@@ -97,7 +110,7 @@ fn word_piece(vocab_size: usize) -> Value {
         "version": "1.0",
         "truncation": null,
         "padding": null,
-        "added_tokens": specials.map(|(id, token)| added_token(id, token, false)),
+        "added_tokens": specials.map(|(id, token)| added_token(id, token, false, true)),
         "normalizer": {
             "type": "BertNormalizer", "clean_text": true, "handle_chinese_chars": true,
             "strip_accents": null, "lowercase": true,
@@ -121,25 +134,25 @@ fn word_piece(vocab_size: usize) -> Value {
 }
 
 /// `<mask>` takes the space before it with it and is looked for in the normalised text; the others do neither.
-fn added_token(id: usize, content: &str, mask: bool) -> Value {
+pub(super) fn added_token(id: usize, content: &str, mask: bool, special: bool) -> Value {
     json!({
         "id": id, "content": content, "single_word": false, "lstrip": mask, "rstrip": false,
-        "normalized": mask, "special": true,
+        "normalized": mask, "special": special,
     })
 }
 
-fn special(id: &str) -> Value {
+pub(super) fn special(id: &str) -> Value {
     json!({ "SpecialToken": { "id": id, "type_id": 0 } })
 }
 
-fn sequence(id: &str) -> Value {
+pub(super) fn sequence(id: &str) -> Value {
     json!({ "Sequence": { "id": id, "type_id": 0 } })
 }
 
-fn second_special(id: &str) -> Value {
+pub(super) fn second_special(id: &str) -> Value {
     json!({ "SpecialToken": { "id": id, "type_id": 1 } })
 }
 
-fn second_sequence(id: &str) -> Value {
+pub(super) fn second_sequence(id: &str) -> Value {
     json!({ "Sequence": { "id": id, "type_id": 1 } })
 }

@@ -1,123 +1,65 @@
-//! Seeded random numbers, written to a safetensors file tensor by tensor.
+//! Seeded random numbers, written to weight files tensor by tensor.
 //!
 //! Every element is a function of the seed, the tensor's name and the element's index, so the same seed gives
-//! the same file on any machine with any number of threads. Only integer arithmetic and single multiplications
+//! the same files on any machine with any number of threads. Only integer arithmetic and single multiplications
 //! and additions are used: no function of a maths library, whose last bit differs between systems.
 
-use std::fs::File;
-use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
-use clap::ValueEnum;
 use half::{bf16, f16};
+use outcrop::loader::writer::{self, TensorSpec, Written};
 use rayon::prelude::*;
-use serde_json::{Map, Value, json};
 
-/// The type in which weights are stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Dtype {
-    /// 32-bit floating point.
-    F32,
-    /// IEEE half precision.
-    F16,
-    /// bfloat16.
-    Bf16,
-}
-
-impl Dtype {
-    /// Bytes of one element.
-    pub(crate) fn bytes(self) -> usize {
-        match self {
-            Dtype::F32 => 4,
-            Dtype::F16 | Dtype::Bf16 => 2,
-        }
-    }
-
-    /// The name in `torch_dtype` of config.json.
-    pub(crate) fn torch_name(self) -> &'static str {
-        match self {
-            Dtype::F32 => "float32",
-            Dtype::F16 => "float16",
-            Dtype::Bf16 => "bfloat16",
-        }
-    }
-
-    fn safetensors_name(self) -> &'static str {
-        match self {
-            Dtype::F32 => "F32",
-            Dtype::F16 => "F16",
-            Dtype::Bf16 => "BF16",
-        }
-    }
-}
+use crate::dtype::Dtype;
+use crate::error::Error;
 
 /// One tensor to be written: its name, its shape, and the normal distribution its elements are drawn from.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct TensorSpec {
+pub(crate) struct Random {
     pub(crate) name: String,
     pub(crate) shape: Vec<usize>,
     pub(crate) mean: f32,
     pub(crate) std: f32,
 }
 
-impl TensorSpec {
+impl Random {
     /// Number of elements.
     pub(crate) fn elems(&self) -> usize {
         self.shape.iter().product()
     }
 }
 
-/// What is held in memory of a tensor at a time. A multiple of every element size and of `PIECE_BYTES`.
-const BUFFER_BYTES: usize = 16 << 20;
 /// What one thread fills at a time.
 const PIECE_BYTES: usize = 256 << 10;
 
-/// Writes `tensors` to `path` as one safetensors file and returns its size in bytes.
+/// Writes `tensors` into `dir`, as one file or as several of at most `max_shard_bytes`.
 ///
-/// The file appears under its name when it is complete: until then it is called `<name>.part`.
-pub(crate) fn write(path: &Path, tensors: &[TensorSpec], dtype: Dtype, seed: u64) -> io::Result<u64> {
-    let part = path.with_extension("safetensors.part");
-    let mut file = BufWriter::with_capacity(1 << 20, File::create(&part)?);
-    let header = header(tensors, dtype)?;
-    file.write_all(&(header.len() as u64).to_le_bytes())?;
-    file.write_all(&header)?;
-    let mut written = 8 + header.len() as u64;
-    let mut buffer = vec![0u8; BUFFER_BYTES];
-    for tensor in tensors {
-        let stream = Stream::new(seed, tensor);
-        let total = tensor.elems() * dtype.bytes();
-        for start in (0..total).step_by(BUFFER_BYTES) {
-            let block = &mut buffer[..BUFFER_BYTES.min(total - start)];
-            block.par_chunks_mut(PIECE_BYTES).enumerate().for_each(|(piece_idx, piece)| {
-                let first = (start + piece_idx * PIECE_BYTES) / dtype.bytes();
-                fill(piece, first as u64, &stream, dtype);
-            });
-            file.write_all(block)?;
-        }
-        written += total as u64;
-    }
-    file.flush()?;
-    drop(file);
-    std::fs::rename(&part, path)?;
-    Ok(written)
-}
-
-/// The JSON header, padded with spaces so that the first tensor starts at a multiple of 8 bytes.
-fn header(tensors: &[TensorSpec], dtype: Dtype) -> io::Result<Vec<u8>> {
-    let mut entries = Map::new();
-    entries.insert("__metadata__".to_owned(), json!({ "format": "pt" }));
-    let mut begin = 0;
-    for tensor in tensors {
-        let end = begin + tensor.elems() * dtype.bytes();
-        entries.insert(
-            tensor.name.clone(),
-            json!({ "dtype": dtype.safetensors_name(), "shape": tensor.shape, "data_offsets": [begin, end] }),
-        );
-        begin = end;
-    }
-    let mut header = serde_json::to_vec(&Value::Object(entries))?;
-    header.resize(header.len().next_multiple_of(8), b' ');
-    Ok(header)
+/// # Errors
+///
+/// A file cannot be written.
+pub(crate) fn write(
+    dir: &Path,
+    tensors: &[Random],
+    dtype: Dtype,
+    seed: u64,
+    max_shard_bytes: u64,
+) -> Result<Written, Error> {
+    let specs: Vec<TensorSpec> = tensors
+        .iter()
+        .map(|Random { name, shape, .. }| TensorSpec {
+            name: name.clone(),
+            dtype: dtype.stored(),
+            shape: shape.clone(),
+        })
+        .collect();
+    writer::write(dir, &specs, max_shard_bytes, |index, first_byte, block| {
+        let stream = Stream::new(seed, &tensors[index]);
+        block.par_chunks_mut(PIECE_BYTES).enumerate().for_each(|(piece_idx, piece)| {
+            let first = (first_byte + piece_idx * PIECE_BYTES) / dtype.bytes();
+            fill(piece, first as u64, &stream, dtype);
+        });
+        Ok(())
+    })
 }
 
 /// Fills `out` with the elements of `stream` from index `first` on.
@@ -158,7 +100,7 @@ const SUM_MEAN: i32 = 131_070;
 const SUM_STD: f32 = 37_837.227;
 
 impl Stream {
-    fn new(seed: u64, tensor: &TensorSpec) -> Stream {
+    fn new(seed: u64, tensor: &Random) -> Stream {
         // FNV-1a of the name: a tensor's numbers do not depend on which other tensors the file holds.
         let name = tensor.name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
             (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
