@@ -7,15 +7,12 @@ another one, so that a drift of the machine hits all of them. README.md beside t
 """
 
 import argparse
-import contextlib
 import datetime
-import io
 import json
 import math
 import os
 import random
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -31,6 +28,10 @@ import numpy as np  # noqa: E402 - the environment above must be set first
 import torch  # noqa: E402
 import transformers  # noqa: E402
 
+from common import (  # noqa: E402
+    Outcrop, commit, device, one_token_words, quiet, ratios, run_rounds, text_of, write_pairs,
+)
+
 transformers.logging.set_verbosity_error()
 
 BATCH_SIZES = [1, 2, 4, 8, 16, 32]
@@ -39,28 +40,7 @@ SPECIAL_TOKENS = 4  # <s> query </s></s> passage </s>
 SCORE_TOLERANCE = 1e-3
 
 
-def quiet(function, *args, **kwargs):
-    """Calls `function` without its progress bars."""
-    with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
-        return function(*args, **kwargs)
-
-
 # ------------------------------------------------------------------------------------------------------------------- texts
-
-
-def one_token_words(tokenizer):
-    """Words of the vocabulary that the tokenizer gives back as one token, so that lengths can be chosen exactly."""
-    pieces = sorted(piece[1:] for piece in tokenizer.get_vocab() if piece.startswith("\u2581"))
-    words = [piece for piece in pieces if len(piece) > 1 and piece.isalpha()]
-    ids = tokenizer(words, add_special_tokens=False)["input_ids"]
-    words = [word for word, word_ids in zip(words, ids) if len(word_ids) == 1]
-    if len(words) < 20:
-        raise SystemExit(f"the tokenizer has {len(words)} words of one token; at least 20 are needed to write texts")
-    return words
-
-
-def text_of(words, tokens, rng):
-    return " ".join(rng.choice(words) for _ in range(tokens))
 
 
 def lognormal_pairs(words, count, rng):
@@ -229,47 +209,6 @@ class FlagEmbedding:
         """Nothing outside this process."""
 
 
-class Outcrop:
-    """The driver program: opens the model once, then scores all pairs for every line "run" on its standard input."""
-
-    def __init__(self, driver, model_dir, pairs_path, threads, batch_tokens):
-        command = [str(driver), str(model_dir), str(pairs_path), "--threads", str(threads)]
-        if batch_tokens:
-            command += ["--batch-tokens", str(batch_tokens)]
-        self.batch_size = None
-        self.settings = {"batch_tokens": batch_tokens or "default"}
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        if not self.answer().get("ready"):
-            raise SystemExit(f"{driver} did not report that it is ready")
-
-    def answer(self):
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit(f"{self.process.args[0]} ended with status {self.process.wait()}")
-        return json.loads(line)
-
-    def run(self):
-        start = time.perf_counter()
-        self.process.stdin.write("run\n")
-        self.process.stdin.flush()
-        answer = self.answer()
-        wall = time.perf_counter() - start
-        # The driver's own clock leaves out writing the scores to the pipe and reading them here.
-        if not wall - 0.05 * wall - 0.02 <= answer["seconds"] <= wall:
-            raise SystemExit(f"the driver reports {answer['seconds']:.3f} s for a call that took {wall:.3f} s")
-        return answer["seconds"], np.array(answer["scores"])
-
-    def peak_resident_bytes(self):
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
-
-    def close(self):
-        self.settings["peak_resident_bytes"] = self.peak_resident_bytes()
-        self.process.stdin.write("quit\n")
-        self.process.stdin.close()
-        self.process.wait()
-
-
 # --------------------------------------------------------------------------------------------------------------- measuring
 
 
@@ -283,27 +222,10 @@ def open_sides(args, model_dir, pairs, work):
         sides["flagembedding"] = FlagEmbedding(model_dir, pairs)
     if not args.skip_outcrop:
         pairs_path = work / f"pairs-{len(pairs)}.jsonl"
-        lines = [json.dumps({"query": query, "passage": passage}, ensure_ascii=False) for query, passage in pairs]
-        pairs_path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        sides["outcrop"] = Outcrop(args.outcrop, model_dir, pairs_path, args.threads, args.batch_tokens)
+        write_pairs(pairs, pairs_path)
+        options = ["--batch-tokens", str(args.batch_tokens)] if args.batch_tokens else []
+        sides["outcrop"] = Outcrop(args.outcrop, model_dir, pairs_path, args.threads, options)
     return sides
-
-
-def run_rounds(sides, rounds, flag_rounds):
-    """Seconds per side and round, and the scores of the first round. FlagEmbedding takes part in the first `flag_rounds`."""
-    seconds = {name: [] for name in sides}
-    scores = {}
-    names = list(sides)
-    for number in range(rounds):
-        first = number % len(names)
-        for name in names[first:] + names[:first]:
-            if name == "flagembedding" and number >= flag_rounds:
-                continue
-            time.sleep(0.3)  # lets another side's spinning threads come to rest
-            elapsed, answer = sides[name].run()
-            seconds[name].append(elapsed)
-            scores.setdefault(name, answer)
-    return seconds, scores
 
 
 def measure(args, label, model_dir, pairs, rounds, work):
@@ -318,7 +240,7 @@ def measure(args, label, model_dir, pairs, rounds, work):
             print(f"  {name}: tokens/s by batch size {scans[name]}", flush=True)
         elif name == "outcrop":
             side.run()  # FlagEmbedding warms itself up: it runs its longest batch as a trial in every call
-    seconds, scores = run_rounds(sides, rounds, args.flag_rounds)
+    seconds, scores = run_rounds(sides, rounds, {"flagembedding": args.flag_rounds})
     for side in sides.values():
         side.close()
     tokens = sum(lengths)
@@ -339,17 +261,6 @@ def measure(args, label, model_dir, pairs, rounds, work):
     return case
 
 
-def ratios(seconds):
-    """How many times faster the first named side is than the second, per round, for every pair of sides."""
-    table = {}
-    for fast in seconds:
-        for slow in seconds:
-            if fast != slow:
-                per_round = [b / a for a, b in zip(seconds[fast], seconds[slow])]
-                table[f"{fast} over {slow}"] = {"rounds": per_round, "median": statistics.median(per_round)}
-    return table
-
-
 def print_case(case):
     print(f"  {case['pairs']} pairs, {case['tokens']} tokens, mean {case['mean_tokens']}, longest {case['max_tokens']}")
     print(f"  {'side':<14} {'batch':>5} {'median s':>9} {'min s':>9} {'max s':>9} {'tokens/s':>9} {'score diff':>11}")
@@ -365,21 +276,6 @@ def print_case(case):
 
 
 # ------------------------------------------------------------------------------------------------------------------ record
-
-
-def device(threads):
-    info = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next((line.split(":", 1)[1].strip() for line in info if line.startswith("model name")), "unknown")
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {"cpu": model, "cores": len(os.sched_getaffinity(0)), "threads": threads, "memory_bytes": memory}
-
-
-def commit():
-    def git(*words):
-        return subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
-
-    changed = git("status", "--porcelain", "--untracked-files=no")
-    return git("rev-parse", "HEAD") + (" with changes" if changed else "")
 
 
 def arguments():

@@ -1,6 +1,6 @@
 //! The layer scheduler: how deep a run goes, which states it scores on the way, and where passages are compressed.
 
-use outcrop_loader::AllowedCutoffs;
+use outcrop_loader::{AllowedCutoffs, DecoderConfig};
 use outcrop_models::Stream;
 use outcrop_models::decoder::{Activations, Batch, Pass, Stack};
 
@@ -160,6 +160,18 @@ impl Schedule {
         }
         scores.push(pass.scores(scores.len())?);
         Ok(BatchScores { scores, tokens_after: batch.tokens().collect() })
+    }
+
+    /// Floating-point operations of [`Schedule::run`]'s matrix products, embeddings and heads aside.
+    pub(crate) fn flops(&self, config: &DecoderConfig, batch: &mut Batch) -> u64 {
+        let mut flops = 0;
+        for layer in 0..self.deepest() {
+            if let Some(ratio) = self.ratio_before(layer) {
+                batch.compress(ratio);
+            }
+            flops += batch.layer_flops(config, layer + 1 == self.deepest());
+        }
+        flops
     }
 
     fn ratio_before(&self, layer: usize) -> Option<usize> {

@@ -355,3 +355,38 @@ fn a_type_changes_memory_and_little_else() {
         }
     }
 }
+
+/// Against the sum written out by hand, for one pair of one sequence.
+#[test]
+fn flops_are_those_of_the_layers_run() {
+    let engine = open(path("gemma2_lightweight"));
+    let config = crate::fixtures::json(path("gemma2_lightweight").join("config.json"));
+    let size = |name: &str| config[name].as_u64().unwrap();
+    let (h, i) = (size("hidden_size"), size("intermediate_size"));
+    let (q, kv) =
+        (size("num_attention_heads") * size("head_dim"), size("num_key_value_heads") * size("head_dim"));
+    let pair = [("what is a panda?", "The giant panda is a bear species endemic to China.")];
+    let sequence = engine.pair_sequence(pair[0].0, pair[0].1, &ScoreOptions::default()).unwrap();
+    let n = sequence.sequence.input_ids.len() as u64;
+    let full = |n: u64| 2 * n * (h * (q + 2 * kv) + q * h + 3 * h * i) + 4 * q * (1..=n).sum::<u64>();
+    let last = |n: u64| 2 * n * h * 2 * kv + 2 * (h * q + q * h + 3 * h * i) + 4 * q * n;
+    let flops =
+        |pairs: &[(&str, &str)], options: &ScoreOptions| engine.flops(pairs, options).unwrap().unwrap();
+    let plain = flops(&pair, &at(&engine, &[5]));
+    assert_eq!(plain, 4 * full(n) + last(n));
+    // Cutoffs on the way cost nothing but their heads.
+    assert_eq!(flops(&pair, &at(&engine, &[2, 3, 5])), plain);
+    let mut compressed = at(&engine, &[5]);
+    compressed.compression = Some(Compression::new(2, &[3]).unwrap());
+    let rest = sequence.rest().len() - sequence.prompt_tokens;
+    let fewer = n - (rest / 2) as u64;
+    assert_eq!(flops(&pair, &compressed), 3 * full(n) + full(fewer) + last(fewer));
+    // A second passage adds its own rows only; with sharing switched off, those of the query too.
+    let two = [pair[0], (pair[0].0, "Paris")];
+    let options = EngineOptions { prefix_sharing: false, ..Default::default() };
+    let apart = Engine::open(path("gemma2_lightweight"), &options).unwrap();
+    let saved = apart.flops(&two, &at(&engine, &[5])).unwrap().unwrap() - flops(&two, &at(&engine, &[5]));
+    let p = sequence.query_tokens as u64;
+    assert_eq!(saved, 4 * full(p) + 2 * p * h * 2 * kv);
+    assert_eq!(open(path("xlmr_base")).flops(&pair, &ScoreOptions::default()).unwrap(), None);
+}

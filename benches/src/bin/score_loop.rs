@@ -1,49 +1,63 @@
 //! A model held open for a benchmark that drives it from outside.
 //!
-//! `score-loop MODEL_DIR PAIRS.jsonl [--batch-tokens N] [--threads N]` opens the model, prints `{"ready": true}`, and then for
-//! each line `run` on stdin scores every pair, texts to scores, and prints `{"seconds": s, "scores": [...]}`. `quit` or the end
-//! of the input ends it. What it measures is [`outcrop::Engine::score`]; start-up is not in the figure.
+//! `score-loop MODEL_DIR PAIRS.jsonl [options]` opens the model, prints `{"ready": true, "tokens": n, "flops": n}`, and then for each
+//! line `run` on stdin scores every pair, texts to scores, and prints `{"seconds": s, "scores": [...]}`. `quit` or the end of the
+//! input ends it. What it measures is [`outcrop::Engine::score`]; opening is not in the figure, and the layers of a decoder are
+//! read by one pair scored before `ready`. `tokens` are those of the sequences, a shared query counted for each; `flops` are null
+//! for an encoder.
+//!
+//! Options: `--batch-tokens N`, `--threads N`, `--cutoff-layers A,B`, `--compress-ratio N`, `--compress-layers A,B`,
+//! `--no-prefix-sharing`, `--dtype f16|bf16|f32`.
 
 #![allow(clippy::print_stdout)]
 
 use std::io::BufRead;
 use std::time::Instant;
 
-use outcrop::{Engine, EngineOptions, ScoreOptions};
+use outcrop::{Compression, Dtype, Engine, EngineOptions, Score, ScoreOptions};
 use serde_json::{Value, json};
 
 type Error = Box<dyn std::error::Error>;
 
+/// What the command line asks for.
+#[derive(Default)]
+struct Arguments {
+    positional: Vec<String>,
+    engine: EngineOptions,
+    cutoff_layers: Option<Vec<usize>>,
+    compress_ratio: Option<usize>,
+    compress_layers: Option<Vec<usize>>,
+}
+
 fn main() -> Result<(), Error> {
-    let mut positional = Vec::new();
-    let mut options = EngineOptions::default();
-    let mut arguments = std::env::args().skip(1);
-    while let Some(argument) = arguments.next() {
-        let mut number = || -> Result<usize, Error> {
-            Ok(arguments.next().ok_or_else(|| format!("{argument} needs a number"))?.parse()?)
-        };
-        match argument.as_str() {
-            "--batch-tokens" => options.batch_tokens = Some(number()?),
-            "--threads" => options.threads = Some(number()?),
-            _ => positional.push(argument),
-        }
-    }
-    let [model, pairs] = positional.as_slice() else {
-        return Err("usage: score-loop MODEL_DIR PAIRS.jsonl [--batch-tokens N] [--threads N]".into());
+    let arguments = arguments()?;
+    let [model, pairs] = arguments.positional.as_slice() else {
+        return Err("usage: score-loop MODEL_DIR PAIRS.jsonl [options]".into());
     };
-    let engine = Engine::open(model, &options)?;
+    let engine = Engine::open(model, &arguments.engine)?;
+    let layers = arguments.compress_layers.as_deref().unwrap_or(Compression::DEFAULT_LAYERS);
+    let options = ScoreOptions {
+        cutoff_layers: arguments.cutoff_layers.map(|layers| engine.cutoffs(&layers)).transpose()?,
+        compression: arguments.compress_ratio.map(|ratio| Compression::new(ratio, layers)).transpose()?,
+        ..Default::default()
+    };
     let pairs = read_pairs(pairs)?;
-    println!("{}", json!({"ready": true}));
+    let scores = |pairs: &[(String, String)]| -> Result<Vec<Score>, Error> {
+        Ok(engine.score(pairs, &options)?.into_iter().collect::<Result<_, _>>()?)
+    };
+    scores(&pairs[..1])?;
+    let mut tokens = 0;
+    for (query, passage) in &pairs {
+        tokens += engine.pair_sequence(query, passage, &options)?.sequence.input_ids.len();
+    }
+    println!("{}", json!({"ready": true, "tokens": tokens, "flops": engine.flops(&pairs, &options)?}));
     for line in std::io::stdin().lock().lines() {
         match line?.trim() {
             "run" => {
                 let start = Instant::now();
-                let results = engine.score(&pairs, &ScoreOptions::default())?;
+                let results = scores(&pairs)?;
                 let seconds = start.elapsed().as_secs_f64();
-                let scores: Vec<f64> = results
-                    .into_iter()
-                    .map(|result| result.map(|score| score.score))
-                    .collect::<Result<_, _>>()?;
+                let scores: Vec<f64> = results.iter().map(|score| score.score).collect();
                 println!("{}", json!({"seconds": seconds, "scores": scores}));
             }
             "quit" => break,
@@ -51,6 +65,36 @@ fn main() -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+fn arguments() -> Result<Arguments, Error> {
+    let mut found = Arguments::default();
+    let mut rest = std::env::args().skip(1);
+    while let Some(argument) = rest.next() {
+        let mut value = || rest.next().ok_or_else(|| format!("{argument} needs a value"));
+        let numbers = |list: String| -> Result<Vec<usize>, Error> {
+            Ok(list.split(',').map(str::parse).collect::<Result<_, _>>()?)
+        };
+        match argument.as_str() {
+            "--batch-tokens" => found.engine.batch_tokens = Some(value()?.parse()?),
+            "--threads" => found.engine.threads = Some(value()?.parse()?),
+            "--no-prefix-sharing" => found.engine.prefix_sharing = false,
+            "--dtype" => {
+                found.engine.dtype = match value()?.as_str() {
+                    "f16" => Dtype::F16,
+                    "bf16" => Dtype::BF16,
+                    "f32" => Dtype::F32,
+                    other => return Err(format!("no dtype {other}").into()),
+                }
+            }
+            "--cutoff-layers" => found.cutoff_layers = Some(numbers(value()?)?),
+            "--compress-ratio" => found.compress_ratio = Some(value()?.parse()?),
+            "--compress-layers" => found.compress_layers = Some(numbers(value()?)?),
+            other if other.starts_with("--") => return Err(format!("no option {other}").into()),
+            _ => found.positional.push(argument),
+        }
+    }
+    Ok(found)
 }
 
 fn read_pairs(path: &str) -> Result<Vec<(String, String)>, Error> {

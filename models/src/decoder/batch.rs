@@ -1,8 +1,11 @@
 //! A packed batch of pairs: prefixes that sequences may share, and the rest of each sequence.
 
-use outcrop_kernels::attention::Span;
+use outcrop_kernels::attention::{self, AttentionParams, Mask, Span};
+use outcrop_kernels::gemm;
 use outcrop_kernels::token_compress::Compress;
+use outcrop_loader::DecoderConfig;
 
+use super::activations::Widths;
 use crate::input::PairSequence;
 
 /// Pairs that begin with the same tokens: BOS, query, separator.
@@ -119,8 +122,39 @@ impl Batch {
         self.layout.last_spans.iter().map(Span::num_keys)
     }
 
-    /// Takes note that passages have been compressed by `ratio`: positions are counted anew (SPEC 7.3).
-    pub(super) fn compress(&mut self, ratio: usize) {
+    /// Floating-point operations of the matrix products of one layer, the batch being as it stands; of the last layer run, where
+    /// queries, output projection and MLP take the scored rows alone. A fused multiply-add counts two.
+    pub fn layer_flops(&self, config: &DecoderConfig, is_last: bool) -> u64 {
+        let (hidden, intermediate) = (config.hidden_size, config.intermediate_size);
+        let widths = Widths::of(config);
+        let tokens = self.num_tokens();
+        let (rows, spans) = match is_last {
+            true => (self.num_seqs(), &self.layout.last_spans),
+            false => (tokens, &self.layout.spans),
+        };
+        // The shape alone counts; a window beyond the longest sequence is none.
+        let params = AttentionParams {
+            num_heads: config.num_attention_heads,
+            num_kv_heads: config.num_key_value_heads,
+            head_dim: config.head_dim,
+            softmax_scale: 1.0,
+            mask: Mask::Causal,
+            softcap: None,
+        };
+        let product = |m: usize, n: usize, k: usize| gemm::cost(m, n, k, 0).flops;
+        product(tokens, 2 * widths.kv, hidden)
+            + product(rows, widths.q, hidden)
+            + attention::cost(spans, params).flops
+            + product(rows, hidden, widths.q)
+            + product(rows, 2 * intermediate, hidden)
+            + product(rows, hidden, intermediate)
+    }
+
+    /// Takes note that passages have been compressed by `ratio`: positions are counted anew (SPEC 7.3). [`Pass::compress`] does it
+    /// for a batch that is run.
+    ///
+    /// [`Pass::compress`]: super::Pass::compress
+    pub fn compress(&mut self, ratio: usize) {
         for segment in &mut self.segments {
             segment.parts = segment.parts.compressed(ratio);
         }

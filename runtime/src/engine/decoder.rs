@@ -116,6 +116,17 @@ impl Engine {
     }
 }
 
+impl DecoderModel {
+    /// Floating-point operations of running `schedule` over the pairs, however they are packed: a prefix counts once.
+    pub(super) fn flops(&self, pairs: &[Result<PairSequence, Error>], schedule: &Schedule) -> u64 {
+        let inputs: HashMap<usize, &PairSequence> =
+            pairs.iter().enumerate().filter_map(|(i, pair)| Some((i, pair.as_ref().ok()?))).collect();
+        let parts = pack_groups(groups(pairs, self.prefix_sharing), usize::MAX);
+        let all: Vec<Group<'_>> = parts.iter().flatten().map(|part| group(part, &inputs)).collect();
+        schedule.flops(self.config(), &mut Batch::new(&all))
+    }
+}
+
 /// The pairs by what stands before the passage; each alone if prefixes are not to be shared.
 fn groups(pairs: &[Result<PairSequence, Error>], prefix_sharing: bool) -> Vec<PrefixGroup> {
     let mut groups: Vec<PrefixGroup> = Vec::new();

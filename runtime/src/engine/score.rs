@@ -43,12 +43,20 @@ impl Engine {
         options: &ScoreOptions,
     ) -> Result<Vec<Result<Score, Error>>, Error> {
         let plan = self.plan(options)?;
-        let sequences = self.encode_all(pairs.len(), |i| {
+        let sequences = self.encode(&plan, pairs);
+        self.score_sequences(&plan, sequences)
+    }
+
+    fn encode<Q: AsRef<str> + Sync, P: AsRef<str> + Sync>(
+        &self,
+        plan: &Plan<'_>,
+        pairs: &[(Q, P)],
+    ) -> Vec<Result<PairSequence, Error>> {
+        self.encode_all(pairs.len(), |i| {
             let query = self.tokenizer.encode(&plan.query.apply(pairs[i].0.as_ref()))?;
             let passage = self.tokenizer.encode(&plan.passage.apply(pairs[i].1.as_ref()))?;
             Ok(plan.join(&query, &passage))
-        });
-        self.score_sequences(&plan, sequences)
+        })
     }
 
     /// Checks `options` against the model without running it: the error that [`Engine::score`] would refuse them with, or what
@@ -57,6 +65,20 @@ impl Engine {
         Ok(match self.plan(options)?.frame {
             Frame::Encoder { .. } => Vec::new(),
             Frame::Decoder { schedule, .. } => schedule.warnings(),
+        })
+    }
+
+    /// Floating-point operations of the matrix products that [`Engine::score`] would run for these pairs: what cutoffs,
+    /// compression and shared queries save can be read off before it is measured. `None` for an encoder, which has none of these.
+    pub fn flops<Q: AsRef<str> + Sync, P: AsRef<str> + Sync>(
+        &self,
+        pairs: &[(Q, P)],
+        options: &ScoreOptions,
+    ) -> Result<Option<u64>, Error> {
+        let plan = self.plan(options)?;
+        Ok(match &plan.frame {
+            Frame::Encoder { .. } => None,
+            Frame::Decoder { model, schedule, .. } => Some(model.flops(&self.encode(&plan, pairs), schedule)),
         })
     }
 
