@@ -179,7 +179,11 @@ fn every_layer_gives_the_reference_states() {
         let mut act = Activations::new(&config, ids.len());
         let mut batch = Batch::new(&[Group { pairs: vec![&pair], is_carried: false, is_kept: false }]);
         let mut pass = Pass::start(&stream, &stack, &mut act, &mut batch).unwrap();
+        let mut scores = Vec::new();
         for layer in 0..layers {
+            if cutoffs.contains(&layer) {
+                scores.extend(pass.scores(scores.len()).unwrap());
+            }
             if compress_layers.contains(&layer) {
                 pass.compress(2).unwrap();
             }
@@ -195,6 +199,15 @@ fn every_layer_gives_the_reference_states() {
                 let last_row = &state[state.len() - config.hidden_size..];
                 assert_states(&format!("{what}, behind"), pass.hidden(), last_row);
             }
+        }
+        scores.extend(pass.scores(scores.len()).unwrap());
+        let expected = floats(&trace.tensor("scores").unwrap());
+        assert_eq!(scores.len(), expected.len(), "{model}");
+        for (got, expected) in scores.iter().zip(expected) {
+            assert!(
+                f64::from((got - expected).abs()) <= tolerance(&dir),
+                "{model}: {got}, expected {expected}"
+            );
         }
     }
 }

@@ -6,18 +6,15 @@ needs OUT/tokenizers (make_tokenizers.py) and writes OUT/xlmr_base, OUT/xlmr_m3 
 CPU. README.md describes expected.json.
 """
 
-import json
 import sys
 import tempfile
 from pathlib import Path
 
-from common import add_tokenizer, draw_weights, keep_fixture, quiet, save_with_positions, versions, write_json
-import numpy as np
+from common import TRACED, add_tokenizer, draw_weights, edit_config, keep_fixture, last_call, quiet, run_case
+from common import save_with_positions, versions, write_json
 import torch
 from safetensors.torch import save_file
 from tiny_text import LONG_QUERY, PAIRS
-
-TRACED = 1  # index in PAIRS of the pair whose hidden states are kept
 
 # name: seed, layers, hidden_size, heads, layer_norm_eps, positions while the weights are drawn, positions kept
 MODELS = {
@@ -38,51 +35,7 @@ def build(folder, tokenizer_json, seed, layers, hidden_size, heads, eps, positio
         layer_norm_eps=eps, pad_token_id=1, bos_token_id=0, eos_token_id=2, num_labels=1))
     draw_weights(model, seed, token_type=0.3, bias=0.15, norm_bias=0.1)
     save_with_positions(model, folder, kept_positions)
-    # Keys that the published files carry and transformers does not write.
-    path = folder / "config.json"
-    config = json.loads(path.read_text())
-    config.update(id2label={"0": "LABEL_0"}, label2id={"LABEL_0": 0}, output_past=True, torch_dtype="float32")
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-
-
-def last_call(reranker, pair, options):
-    """Scores one pair and returns the score with the tensors the model was called with."""
-    seen = []
-    hook = reranker.model.register_forward_pre_hook(lambda _, __, inputs: seen.append(inputs), with_kwargs=True)
-    score = quiet(reranker.compute_score, [pair], **options)
-    hook.remove()
-    return score[0], seen[-1]
-
-
-def run_case(reranker, name, pairs=None, picks=None, constructor=None, note=None, capture=True, **options):
-    """One call of compute_score with `options`: its scores or its error, and (with `capture`) the ids of each pair alone.
-
-    The pairs are those given, or PAIRS at the indices `picks`, or all of PAIRS."""
-    case = {"name": name, "options": options}
-    if constructor:
-        case["constructor"] = constructor
-    if note:
-        case["note"] = note
-    if pairs is None:
-        chosen = PAIRS if picks is None else [PAIRS[i] for i in picks]
-        case["pair_ids"] = [pair_id for pair_id, _, _ in chosen]
-        pairs = [[query, passage] for _, query, passage in chosen]
-    else:
-        case["pairs"] = pairs
-    try:
-        case["scores"] = quiet(reranker.compute_score, pairs, **options)
-    except Exception as error:  # the reference's failures are part of what is recorded
-        case["error"] = {"type": type(error).__name__, "message": str(error)[:300]}
-        return case
-    if capture:
-        alone = [last_call(reranker, pair, options) for pair in pairs]
-        case["input_ids"] = [
-            call["input_ids"][0][call["attention_mask"][0].bool()].tolist() for _, call in alone
-        ]
-        case["scores_one_pair_per_call"] = [score for score, _ in alone]
-        difference = np.abs(np.array(case["scores"]) - np.array(case["scores_one_pair_per_call"])).max()
-        case["max_abs_diff_batched_vs_alone"] = float(difference)
-    return case
+    edit_config(folder, id2label={"0": "LABEL_0"}, label2id={"LABEL_0": 0}, output_past=True, torch_dtype="float32")
 
 
 def cases(folder, positions):
