@@ -24,6 +24,7 @@ pub mod add_layer_norm;
 pub mod add_low_rank;
 pub mod add_rms_norm;
 pub mod attention;
+pub mod copy_block;
 pub mod embed;
 pub mod embed_layer_norm;
 pub mod gather_rows;

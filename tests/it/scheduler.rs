@@ -172,6 +172,8 @@ fn pages_of_deeper_layers_are_never_resident() {
     assert_eq!(engine.layers_loaded(), 0);
     let resident = resident_kib_of_layers(&file);
     assert!(resident.len() == 5 && resident.values().all(|kib| *kib == 0), "{resident:?}");
+    engine.prepare(&at(&engine, &[2])).unwrap();
+    assert_eq!(engine.layers_loaded(), 2);
     score(&engine, &at(&engine, &[2])).unwrap();
     assert_eq!(engine.layers_loaded(), 2);
     let resident = resident_kib_of_layers(&file);

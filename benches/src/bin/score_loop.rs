@@ -2,8 +2,7 @@
 //!
 //! `score-loop MODEL_DIR PAIRS.jsonl [options]` opens the model, prints `{"ready": true, "tokens": n, "flops": n}`, and then for each
 //! line `run` on stdin scores every pair, texts to scores, and prints `{"seconds": s, "scores": [...]}`. `quit` or the end of the
-//! input ends it. What it measures is [`outcrop::Engine::score`]; opening is not in the figure, and the layers of a decoder are
-//! read by one pair scored before `ready`. `tokens` are those of the sequences, a shared query counted for each; `flops` are null
+//! input ends it. What it measures is [`outcrop::Engine::score`]; opening and reading weights are not in the figure. `tokens` are those of the sequences, a shared query counted for each; `flops` are null
 //! for an encoder.
 //!
 //! Options: `--batch-tokens N`, `--threads N`, `--cutoff-layers A,B`, `--compress-ratio N`, `--compress-layers A,B`,
@@ -45,7 +44,7 @@ fn main() -> Result<(), Error> {
     let scores = |pairs: &[(String, String)]| -> Result<Vec<Score>, Error> {
         Ok(engine.score(pairs, &options)?.into_iter().collect::<Result<_, _>>()?)
     };
-    scores(&pairs[..1])?;
+    engine.prepare(&options)?;
     let mut tokens = 0;
     for (query, passage) in &pairs {
         tokens += engine.pair_sequence(query, passage, &options)?.sequence.input_ids.len();

@@ -3,6 +3,8 @@
 use outcrop_kernels::Buffer;
 use outcrop_loader::DecoderConfig;
 
+use super::prefixes::Prefixes;
+
 /// Every activation of a decoder's forward pass, allocated before the first layer and reused by all of them.
 ///
 /// `T` tokens, `H` hidden size, `Q` width of all query heads, `KV` of all key heads, `I` intermediate size, `C` rows of a
@@ -23,15 +25,8 @@ pub struct Activations {
     pub(super) projected: Buffer,
     /// Where rows go that replace those of `hidden`, `[T, H]`.
     pub(super) spare: Buffer,
-    /// Keys and values of a prefix that an earlier batch computed.
-    pub(super) carried: PrefixKv,
-    /// Keys and values that a later batch will want.
-    pub(super) kept: PrefixKv,
-}
-
-/// Keys and values of one prefix in every layer run: `[layers, C, 2 KV]`.
-pub(super) struct PrefixKv {
-    pub(super) kv: Buffer,
+    /// Keys and values of the prefix that the batches of a long group share.
+    pub(super) prefixes: Prefixes,
 }
 
 impl Activations {
@@ -50,29 +45,13 @@ impl Activations {
             context: Buffer::zeros(num_tokens * widths.q),
             projected: hidden(),
             spare: hidden(),
-            carried: PrefixKv { kv: Buffer::zeros(0) },
-            kept: PrefixKv { kv: Buffer::zeros(0) },
+            prefixes: Prefixes::new(),
         }
     }
 
     /// Tokens a batch may have.
     pub fn capacity(&self) -> usize {
         self.capacity
-    }
-}
-
-impl PrefixKv {
-    /// Makes room for `layers` layers of `rows` rows.
-    pub(super) fn reserve(&mut self, layers: usize, rows: usize, row_len: usize) {
-        if self.kv.len() < layers * rows * row_len {
-            self.kv = Buffer::zeros(layers * rows * row_len);
-        }
-    }
-
-    /// The rows of one layer, each of `row_len` elements.
-    pub(super) fn layer(&mut self, layer: usize, rows: usize, row_len: usize) -> &mut [f32] {
-        let size = rows * row_len;
-        &mut self.kv.as_mut_slice()[layer * size..(layer + 1) * size]
     }
 }
 

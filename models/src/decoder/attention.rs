@@ -7,8 +7,8 @@ use outcrop_kernels::rope::{RopeHeads, rope};
 use outcrop_loader::DecoderConfig;
 
 use super::activations::{Activations, Widths};
-use super::batch::Batch;
 use super::pass::{Pass, ScoredRows};
+use super::prefixes::KvColumns;
 use crate::Error;
 use crate::weights::Reader;
 
@@ -19,17 +19,6 @@ pub(super) struct SelfAttention {
     o_proj: Matrix,
     widths: Widths,
     params: AttentionParams,
-}
-
-/// Where a layer's keys and values stand in `Activations::wide`.
-#[derive(Clone, Copy)]
-struct KvColumns {
-    /// Elements of a row.
-    stride: usize,
-    /// First column of the keys; the values follow them.
-    column: usize,
-    /// Columns of keys and values together.
-    len: usize,
 }
 
 impl SelfAttention {
@@ -60,18 +49,15 @@ impl SelfAttention {
 
     fn all_rows(&self, pass: &mut Pass<'_>) -> Result<(), Error> {
         let Pass { stream, stack, act, batch, layer, .. } = pass;
+        let Activations { normed, wide, context, projected, prefixes, .. } = &mut **act;
         let Widths { q, kv } = self.widths;
         let (tokens, stride, layout) = (batch.num_tokens(), self.widths.qkv(), &batch.layout);
-        {
-            let Activations { normed, wide, .. } = &mut **act;
-            gemm(stream, wide, normed, &self.qkv_proj, 0..3, tokens, Epilogue::None)?;
-            // Query and key heads are neighbours.
-            let heads =
-                RopeHeads { stride, column: 0, num_heads: self.params.num_heads + self.params.num_kv_heads };
-            rope(stream, wide, heads, &layout.position_ids, &stack.rope)?;
-        }
-        exchange_prefixes(act, batch, *layer, KvColumns { stride, column: q, len: 2 * kv });
-        let Activations { wide, context, projected, .. } = &mut **act;
+        gemm(stream, wide, normed, &self.qkv_proj, 0..3, tokens, Epilogue::None)?;
+        // Query and key heads are neighbours.
+        let heads =
+            RopeHeads { stride, column: 0, num_heads: self.params.num_heads + self.params.num_kv_heads };
+        rope(stream, wide, heads, &layout.position_ids, &stack.rope)?;
+        prefixes.exchange(stream, wide, KvColumns { stride, column: q, len: 2 * kv }, batch, *layer)?;
         let [q, k, v] = [0, q, q + kv].map(|column| Rows { buffer: wide, stride, column });
         attention(stream, context, q, k, v, &layout.spans, self.params)?;
         Ok(gemm(stream, projected, context, &self.o_proj, 0..1, tokens, Epilogue::None)?)
@@ -80,44 +66,21 @@ impl SelfAttention {
     /// Keys and values of every row, but queries of the scored rows only. Exact: nobody reads the others any more.
     fn scored_rows(&self, pass: &mut Pass<'_>) -> Result<(), Error> {
         let Pass { stream, stack, act, batch, layer, .. } = pass;
+        let Activations { normed, wide, query, context, projected, prefixes, .. } = &mut **act;
         let Widths { q, kv } = self.widths;
         let (tokens, seqs, layout) = (batch.num_tokens(), batch.num_seqs(), &batch.layout);
         let (hidden_size, stride) = (self.qkv_proj.k(), 2 * kv);
-        {
-            let Activations { normed, wide, query, projected, .. } = &mut **act;
-            gemm(stream, wide, normed, &self.qkv_proj, 1..3, tokens, Epilogue::None)?;
-            let heads = RopeHeads { stride, column: 0, num_heads: self.params.num_kv_heads };
-            rope(stream, wide, heads, &layout.position_ids, &stack.rope)?;
-            gather_rows(stream, projected, normed, &layout.last_rows, hidden_size)?;
-            gemm(stream, query, projected, &self.qkv_proj, 0..1, seqs, Epilogue::None)?;
-            let heads = RopeHeads { stride: q, column: 0, num_heads: self.params.num_heads };
-            rope(stream, query, heads, &layout.last_position_ids, &stack.rope)?;
-        }
-        exchange_prefixes(act, batch, *layer, KvColumns { stride, column: 0, len: 2 * kv });
-        let Activations { wide, query, context, projected, .. } = &mut **act;
+        gemm(stream, wide, normed, &self.qkv_proj, 1..3, tokens, Epilogue::None)?;
+        let heads = RopeHeads { stride, column: 0, num_heads: self.params.num_kv_heads };
+        rope(stream, wide, heads, &layout.position_ids, &stack.rope)?;
+        prefixes.exchange(stream, wide, KvColumns { stride, column: 0, len: 2 * kv }, batch, *layer)?;
+        gather_rows(stream, projected, normed, &layout.last_rows, hidden_size)?;
+        gemm(stream, query, projected, &self.qkv_proj, 0..1, seqs, Epilogue::None)?;
+        let heads = RopeHeads { stride: q, column: 0, num_heads: self.params.num_heads };
+        rope(stream, query, heads, &layout.last_position_ids, &stack.rope)?;
         let query = Rows { buffer: query, stride: q, column: 0 };
         let [k, v] = [0, kv].map(|column| Rows { buffer: wide, stride, column });
         attention(stream, context, query, k, v, &layout.last_spans, self.params)?;
         Ok(gemm(stream, projected, context, &self.o_proj, 0..1, seqs, Epilogue::None)?)
-    }
-}
-
-/// Puts the keys and values of the carried prefix behind the batch's own rows, and notes those that the next batch wants.
-fn exchange_prefixes(act: &mut Activations, batch: &Batch, layer: usize, columns: KvColumns) {
-    let KvColumns { stride, column, len } = columns;
-    let Activations { wide, carried, kept, .. } = act;
-    let wide = wide.as_mut_slice();
-    if batch.carried_rows > 0 {
-        let source = carried.layer(layer, batch.carried_rows, len).chunks_exact(len);
-        for (row, source) in (batch.num_tokens()..).zip(source) {
-            wide[row * stride + column..][..len].copy_from_slice(source);
-        }
-    }
-    let kept_rows = batch.layout.kept_rows.clone();
-    if !kept_rows.is_empty() {
-        let target = kept.layer(layer, kept_rows.len(), len).chunks_exact_mut(len);
-        for (row, target) in kept_rows.zip(target) {
-            target.copy_from_slice(&wide[row * stride + column..][..len]);
-        }
     }
 }

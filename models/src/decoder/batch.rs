@@ -196,3 +196,62 @@ impl Batch {
 fn position_id(position: usize) -> u32 {
     u32::try_from(position).unwrap_or(u32::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::input::Sequence;
+
+    /// A pair whose tokens are numbered from `first`.
+    fn pair(query: u32, passage: u32, prompt: u32, first: u32) -> PairSequence {
+        PairSequence {
+            sequence: Sequence {
+                input_ids: (0..query).chain(first..first + passage + prompt).collect(),
+                truncated: false,
+            },
+            query_tokens: query as usize,
+            prompt_tokens: prompt as usize,
+        }
+    }
+
+    fn group<'a>(pairs: &[&'a PairSequence]) -> Group<'a> {
+        Group { pairs: pairs.to_vec(), is_carried: false, is_kept: false }
+    }
+
+    #[test]
+    fn a_prefix_stands_once_before_its_sequences() {
+        let (a, b, c) = (pair(3, 4, 2, 10), pair(3, 0, 2, 20), pair(2, 1, 1, 30));
+        let batch = Batch::new(&[group(&[&a, &b]), group(&[&c])]);
+        assert_eq!(batch.input_ids, [0, 1, 2, 10, 11, 12, 13, 14, 15, 20, 21, 0, 1, 30, 31]);
+        assert_eq!(batch.layout.position_ids, [0, 1, 2, 3, 4, 5, 6, 7, 8, 3, 4, 0, 1, 2, 3]);
+        let span = |queries: std::ops::Range<usize>, prefix| Span { keys: queries.clone(), queries, prefix };
+        let expected =
+            [span(0..3, 0..0), span(3..9, 0..3), span(9..11, 0..3), span(11..13, 0..0), span(13..15, 11..13)];
+        assert_eq!(batch.layout.spans, expected);
+        assert_eq!(batch.layout.last_rows, [8, 10, 14]);
+        assert_eq!(batch.layout.last_position_ids, [8, 4, 3]);
+        assert_eq!(batch.layout.last_spans[1], Span { queries: 1..2, prefix: 0..3, keys: 9..11 });
+        assert_eq!((batch.num_seqs(), batch.num_tokens()), (3, 15));
+        assert_eq!(batch.tokens().collect::<Vec<_>>(), [9, 5, 4]);
+    }
+
+    #[test]
+    fn a_carried_prefix_stands_behind_the_rows_and_a_kept_one_among_them() {
+        let (a, b) = (pair(3, 4, 2, 10), pair(2, 1, 1, 30));
+        let carried = Group { is_carried: true, ..group(&[&a]) };
+        let kept = Group { is_kept: true, ..group(&[&b]) };
+        let mut batch = Batch::new(&[carried, kept]);
+        assert_eq!(batch.input_ids, [10, 11, 12, 13, 14, 15, 0, 1, 30, 31]);
+        assert_eq!(batch.layout.position_ids, [3, 4, 5, 6, 7, 8, 0, 1, 2, 3]);
+        assert_eq!((batch.carried_rows, batch.layout.kept_rows.clone()), (3, 6..8));
+        assert_eq!(batch.layout.spans[0].prefix, 10..13);
+        assert_eq!(batch.tokens().collect::<Vec<_>>(), [9, 4]);
+        // Four rows of passage become two, and all that stands behind them moves up.
+        batch.compress(2);
+        assert_eq!(batch.layout.position_ids, [3, 4, 5, 6, 0, 1, 2, 3]);
+        assert_eq!(batch.layout.kept_rows, 4..6);
+        assert_eq!(batch.layout.spans[0], Span { queries: 0..4, prefix: 8..11, keys: 0..4 });
+        assert_eq!(batch.layout.last_rows, [3, 7]);
+        assert_eq!(batch.tokens().collect::<Vec<_>>(), [7, 4]);
+    }
+}

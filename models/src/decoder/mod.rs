@@ -21,6 +21,7 @@ mod gemma2;
 mod manifest;
 mod minicpm;
 mod pass;
+mod prefixes;
 
 use std::sync::{Arc, Mutex, PoisonError};
 

@@ -45,11 +45,7 @@ impl<'a> Pass<'a> {
         batch: &'a mut Batch,
     ) -> Result<Self, Error> {
         let (decoder, hidden_size) = (stack.decoder, stack.decoder.config.hidden_size);
-        act.kept.reserve(
-            stack.layers_run(),
-            batch.layout.kept_rows.len(),
-            2 * Widths::of(&decoder.config).kv,
-        );
+        act.prefixes.reserve(batch, stack.layers_run(), 2 * Widths::of(&decoder.config).kv);
         let table = decoder.embedding_table()?;
         let scale = decoder.embedding_scale();
         embed(stream, &mut act.hidden, elements(&table), &batch.input_ids, hidden_size, scale)?;
@@ -74,9 +70,7 @@ impl<'a> Pass<'a> {
         self.scored_rows = ScoredRows::Alone;
         stack.layers[self.layer].forward(self, &stack.norm)?;
         self.layer += 1;
-        if !self.batch.layout.kept_rows.is_empty() {
-            std::mem::swap(&mut self.act.carried, &mut self.act.kept);
-        }
+        self.act.prefixes.hand_over(self.batch);
         Ok(())
     }
 

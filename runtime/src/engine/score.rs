@@ -68,6 +68,15 @@ impl Engine {
         })
     }
 
+    /// Reads the weights that calls with these options need, so that the first of them does not wait: the layers of a decoder up to
+    /// the largest cutoff. An encoder's are read when it is opened.
+    pub fn prepare(&self, options: &ScoreOptions) -> Result<(), Error> {
+        if let Frame::Decoder { model, schedule, .. } = self.plan(options)?.frame {
+            model.decoder.stack(&self.stream, &schedule.cutoffs, 1)?;
+        }
+        Ok(())
+    }
+
     /// Floating-point operations of the matrix products that [`Engine::score`] would run for these pairs: what cutoffs,
     /// compression and shared queries save can be read off before it is measured. `None` for an encoder, which has none of these.
     pub fn flops<Q: AsRef<str> + Sync, P: AsRef<str> + Sync>(

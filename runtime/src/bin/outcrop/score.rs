@@ -57,7 +57,7 @@ pub(crate) fn run(args: &ScoreArgs, quiet: bool) -> Result<Status, Error> {
     let options = options(&engine, &args.pair, &args.layers)?;
     warn(&engine, &options, quiet)?;
     // A call that cannot work is refused before an existing output is replaced: this reads every weight that is needed.
-    engine.score(&[("", "")], &options)?;
+    engine.prepare(&options)?;
     let mut output = Output::create(output_path)?;
     let mut progress = Progress::new(&input, output_path, "pairs", quiet);
 
