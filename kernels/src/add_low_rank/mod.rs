@@ -10,7 +10,7 @@
 //! Rounding: f32; the products of a row are summed over r in ascending order with fused multiply-adds, then scaled and added
 //! with one more: the order of the reference, which forms `b · a` first.
 //! Error bound: `(r + 2) * 2^-24 * |scale| * sum_r |b * a| + 2^-24 |w|`; tests use it.
-//! Cost: `2 r * out * in` flops. Errors: [`Error::Length`](crate::Error::Length).
+//! Cost: `2 r * out * in` flops. Errors: [`Error::Length`].
 //! Source: Hu et al. 2021, eq. 3.
 
 mod cpu;

@@ -6,7 +6,7 @@
 //! | `x`     | `[num_rows, num_cols]`   | f32   | a [`Block`] of a row-major matrix                   |
 //!
 //! Used to keep the keys and values of a shared prefix for the batches behind it, and to put them where those expect them.
-//! Exact. Cost: `8 * num_rows * num_cols` bytes. Errors: [`Error::Length`](crate::Error::Length).
+//! Exact. Cost: `8 * num_rows * num_cols` bytes. Errors: [`Error::Length`].
 
 mod cpu;
 #[cfg(test)]
