@@ -1,6 +1,31 @@
-//! Device memory for activations.
+//! Memory for activations and small parameters, on the host or on a device.
+
+use std::sync::Arc;
 
 use bytemuck::Zeroable;
+use half::{bf16, f16};
+
+use crate::device::{Allocation, Device};
+use crate::error::DeviceError;
+use crate::stream::CudaStream;
+use crate::{ElementType, Error, Stream};
+
+/// What a buffer is for, which decides the type of its elements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// An operand of matrix products: f32 on the CPU, the stream's 16-bit type on CUDA.
+    Operand,
+    /// What is summed over layers, and everything small: f32.
+    Full,
+}
+
+/// A fixed-size run of elements in the memory of one stream.
+pub enum Buffer {
+    /// On the host: f32.
+    Host(HostBuffer),
+    /// On a device.
+    Device(DeviceBuffer),
+}
 
 /// One cache line. Buffers are made of these so that every row of a multiple of 16 floats starts on a line.
 #[derive(Clone, Copy, Zeroable)]
@@ -10,24 +35,142 @@ struct Line([f32; 16]);
 // SAFETY: `Line` is `repr(C)`, holds only `f32` (Pod), and its size equals its alignment, so it has no padding.
 unsafe impl bytemuck::Pod for Line {}
 
-/// A fixed-size run of f32 activations, zeroed when made and allocated once.
-pub struct Buffer {
+/// f32 values in host memory, zeroed when made.
+pub struct HostBuffer {
     lines: Vec<Line>,
     len: usize,
 }
 
+/// Elements in device memory, undefined when made; part of an allocation.
+pub struct DeviceBuffer {
+    allocation: Arc<Allocation>,
+    address: u64,
+    len: usize,
+    element_type: ElementType,
+}
+
 impl Buffer {
-    /// A zeroed buffer of `len` elements.
+    /// A buffer for each role and length: of a device all in one allocation, made here once and for all.
+    ///
+    /// On the host they are zeroed, in fresh pages: memory that no batch reaches is never resident. On a device their contents are
+    /// undefined.
+    pub fn allocate<const N: usize>(stream: &Stream, wanted: [(Role, usize); N]) -> Result<[Self; N], Error> {
+        let Stream::Cuda(cuda) = stream else {
+            return Ok(wanted.map(|(_, len)| Self::Host(HostBuffer::zeros(len))));
+        };
+        let element_type = |role| match role {
+            Role::Operand => cuda.operand_type(),
+            Role::Full => ElementType::F32,
+        };
+        let bytes = wanted.map(|(role, len)| len * element_type(role).bytes());
+        let (allocation, addresses) = cuda.device().allocate(&bytes)?;
+        let mut addresses = addresses.into_iter();
+        Ok(wanted.map(|(role, len)| {
+            Self::Device(DeviceBuffer {
+                allocation: Arc::clone(&allocation),
+                address: addresses.next().unwrap_or(0),
+                len,
+                element_type: element_type(role),
+            })
+        }))
+    }
+
+    /// A buffer of f32 with these values: biases, norms, heads.
+    pub fn upload(stream: &Stream, values: &[f32]) -> Result<Self, Error> {
+        let [mut buffer] = Self::allocate(stream, [(Role::Full, values.len())])?;
+        buffer.write(values)?;
+        Ok(buffer)
+    }
+
+    /// Replaces the leading elements by `values`, rounded to the buffer's type.
+    pub fn write(&mut self, values: &[f32]) -> Result<(), Error> {
+        crate::error::check_length("buffer", "values", self.len(), values.len())?;
+        match self {
+            Self::Host(host) => host.as_mut_slice()[..values.len()].copy_from_slice(values),
+            Self::Device(buffer) => {
+                let device = buffer.device();
+                match buffer.element_type {
+                    ElementType::F32 => device.upload(buffer.address, bytemuck::cast_slice(values))?,
+                    ElementType::F16 => {
+                        let values: Vec<f16> = values.iter().map(|x| f16::from_f32(*x)).collect();
+                        device.upload(buffer.address, bytemuck::cast_slice(&values))?;
+                    }
+                    ElementType::BF16 => {
+                        let values: Vec<bf16> = values.iter().map(|x| bf16::from_f32(*x)).collect();
+                        device.upload(buffer.address, bytemuck::cast_slice(&values))?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The first `len` elements as f32, once all work before is done.
+    pub fn read(&self, len: usize) -> Result<Vec<f32>, Error> {
+        crate::error::check_length("buffer", "elements", self.len(), len)?;
+        match self {
+            Self::Host(host) => Ok(host.as_slice()[..len].to_vec()),
+            Self::Device(buffer) => {
+                let mut bytes = vec![0u8; len * buffer.element_type.bytes()];
+                buffer.device().download(buffer.address, &mut bytes)?;
+                Ok(match buffer.element_type {
+                    ElementType::F32 => bytemuck::pod_collect_to_vec(&bytes),
+                    ElementType::F16 => {
+                        let values: Vec<f16> = bytemuck::pod_collect_to_vec(&bytes);
+                        values.iter().map(|x| x.to_f32()).collect()
+                    }
+                    ElementType::BF16 => {
+                        let values: Vec<bf16> = bytemuck::pod_collect_to_vec(&bytes);
+                        values.iter().map(|x| x.to_f32()).collect()
+                    }
+                })
+            }
+        }
+    }
+
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Host(host) => host.len(),
+            Self::Device(device) => device.len,
+        }
+    }
+
+    /// Whether there are no elements.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The elements, if they are on the host.
+    pub fn host(&self) -> Result<&[f32], Error> {
+        match self {
+            Self::Host(host) => Ok(host.as_slice()),
+            Self::Device(_) => Err(DeviceError::OtherDevice { operand: "buffer" }.into()),
+        }
+    }
+
+    /// The elements, writable, if they are on the host.
+    pub fn host_mut(&mut self) -> Result<&mut [f32], Error> {
+        match self {
+            Self::Host(host) => Ok(host.as_mut_slice()),
+            Self::Device(_) => Err(DeviceError::OtherDevice { operand: "buffer" }.into()),
+        }
+    }
+
+    /// The buffer, if it is on `device`.
+    pub(crate) fn on(&self, device: &Arc<Device>) -> Result<&DeviceBuffer, Error> {
+        match self {
+            Self::Device(buffer) if Arc::ptr_eq(buffer.device(), device) => Ok(buffer),
+            _ => Err(DeviceError::OtherDevice { operand: "buffer" }.into()),
+        }
+    }
+}
+
+impl HostBuffer {
+    /// `len` zeros.
     pub fn zeros(len: usize) -> Self {
         // Fresh zeroed pages from the system: memory that a batch never reaches is never resident.
         Self { lines: bytemuck::zeroed_vec(len.div_ceil(16)), len }
-    }
-
-    /// A buffer with the given contents.
-    pub fn from_slice(values: &[f32]) -> Self {
-        let mut buffer = Self::zeros(values.len());
-        buffer.as_mut_slice().copy_from_slice(values);
-        buffer
     }
 
     /// Number of elements.
@@ -48,5 +191,40 @@ impl Buffer {
     /// The elements, writable.
     pub fn as_mut_slice(&mut self) -> &mut [f32] {
         &mut bytemuck::cast_slice_mut(&mut self.lines)[..self.len]
+    }
+}
+
+impl DeviceBuffer {
+    /// `len` elements in an allocation of their own.
+    pub(crate) fn allocate(
+        stream: &CudaStream,
+        element_type: ElementType,
+        len: usize,
+    ) -> Result<Self, Error> {
+        let (allocation, addresses) = stream.device().allocate(&[len * element_type.bytes()])?;
+        Ok(Self { allocation, address: addresses[0], len, element_type })
+    }
+
+    /// Number of elements.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    fn device(&self) -> &Arc<Device> {
+        self.allocation.device()
+    }
+
+    /// Where the elements are.
+    pub(crate) fn address(&self) -> u64 {
+        self.address
+    }
+
+    /// Where element `index` is.
+    pub(crate) fn address_of(&self, index: usize) -> u64 {
+        self.address + (index * self.element_type.bytes()) as u64
+    }
+
+    pub(crate) fn element_type(&self) -> ElementType {
+        self.element_type
     }
 }

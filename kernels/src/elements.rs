@@ -56,6 +56,15 @@ impl<'a> Elements<'a> {
         self.element_type().bytes()
     }
 
+    /// The elements as they are stored.
+    pub(crate) fn as_bytes(&self) -> &'a [u8] {
+        match self {
+            Self::F32(x) => bytemuck::cast_slice(x),
+            Self::F16(x) => bytemuck::cast_slice(x),
+            Self::BF16(x) => bytemuck::cast_slice(x),
+        }
+    }
+
     /// Elements `start .. start + len`. Panics when they are not all there, like slicing.
     pub fn slice(&self, start: usize, len: usize) -> Elements<'a> {
         match self {

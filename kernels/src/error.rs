@@ -1,5 +1,7 @@
 //! What a kernel can refuse.
 
+use std::path::PathBuf;
+
 /// Why a kernel did not run. Each variant names the kernel and the operand.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -42,6 +44,9 @@ pub enum Error {
         /// Rows of the table.
         rows: usize,
     },
+    /// The device, its driver or its compiler refused.
+    #[error(transparent)]
+    Device(#[from] Box<DeviceError>),
     /// The thread pool of a CPU stream could not be started.
     #[error("cannot start {threads} compute threads: lower `threads`, or raise the process limit")]
     ThreadPool {
@@ -51,6 +56,204 @@ pub enum Error {
         #[source]
         source: rayon::ThreadPoolBuildError,
     },
+}
+
+/// What can go wrong between us and a GPU.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DeviceError {
+    /// No driver library.
+    #[error("no CUDA driver: {reason}; install NVIDIA's driver, or run with `--device cpu`")]
+    NoDriver {
+        /// Why its library does not load.
+        reason: String,
+    },
+    /// A driver without a function that we call.
+    #[error(
+        "the CUDA driver is too old: it has no {function}; update it to one of CUDA 12.0 or newer, or run with `--device cpu`"
+    )]
+    OldDriver {
+        /// The function.
+        function: &'static str,
+    },
+    /// The driver finds no device.
+    #[error(
+        "the CUDA driver is there, but it sees no device; check `nvidia-smi` and CUDA_VISIBLE_DEVICES, in a container that it was \
+         given a GPU, or run with `--device cpu`"
+    )]
+    NoDevices,
+    /// The driver is there, but does not start.
+    #[error(
+        "the CUDA driver does not start: {code} ({text}); check it with `nvidia-smi`, or run with `--device cpu`"
+    )]
+    DriverRefused {
+        /// Name of the driver's code.
+        code: String,
+        /// Its explanation.
+        text: String,
+    },
+    /// No device of this number.
+    #[error(
+        "no CUDA device {ordinal}: the driver sees {found}; name one below that number, or run with `--device cpu`"
+    )]
+    NoDevice {
+        /// The number asked for.
+        ordinal: usize,
+        /// Devices there are.
+        found: usize,
+    },
+    /// A device without the instructions that the kernels are written in.
+    #[error(
+        "{name} has compute capability {}.{}, the kernels need 8.0 (Ampere) or newer; run with `--device cpu`",
+        compute_capability.0, compute_capability.1
+    )]
+    TooOld {
+        /// The device.
+        name: String,
+        /// What it can execute.
+        compute_capability: (u32, u32),
+    },
+    /// No compiler.
+    #[error(
+        "no usable NVRTC library, which compiles the kernels (`pip install nvidia-cuda-nvrtc-cu12` brings it into the Python environment \
+         in use); or name its file by OUTCROP_NVRTC, `outcrop doctor` shows where it is looked for{}",
+        listed(refused)
+    )]
+    NoNvrtc {
+        /// Libraries that were found and cannot be used, and why.
+        refused: Vec<String>,
+    },
+    /// A kernel that the compiler refused.
+    #[error("{kernel} does not compile with {options}:\n{log}")]
+    Compile {
+        /// The instance.
+        kernel: String,
+        /// Compiler options.
+        options: String,
+        /// What the compiler says.
+        log: String,
+    },
+    /// Code that the driver refused.
+    #[error("{kernel} cannot be loaded: {code} ({text}); `outcrop doctor` shows what was compiled for what")]
+    Load {
+        /// The instance.
+        kernel: String,
+        /// Name of the driver's code.
+        code: String,
+        /// Its explanation.
+        text: String,
+    },
+    /// The cache of compiled kernels cannot be written to.
+    #[error("cannot write to the kernel cache {}: make it writable, or name another folder by OUTCROP_CACHE_DIR", folder.display())]
+    Cache {
+        /// The folder.
+        folder: PathBuf,
+        /// The operating system's answer.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Not enough device memory.
+    #[error("out of device memory: {requested} bytes asked for, {free} of {total} free")]
+    OutOfMemory {
+        /// Bytes asked for.
+        requested: u64,
+        /// Bytes free.
+        free: u64,
+        /// Bytes in all.
+        total: u64,
+    },
+    /// A call of the driver failed.
+    #[error("{call} failed: {code} ({text})")]
+    Driver {
+        /// The call.
+        call: &'static str,
+        /// Name of the driver's code.
+        code: String,
+        /// Its explanation.
+        text: String,
+    },
+    /// The device has stopped: nothing on it works any more in this process.
+    #[error(
+        "the CUDA device is lost: {call} reported {code} ({text}){}; restart the process, and if it happens again, run with \
+         OUTCROP_SYNCHRONOUS=1, which names the kernel",
+        among(launched)
+    )]
+    Lost {
+        /// The call that reported it.
+        call: &'static str,
+        /// Name of the driver's code.
+        code: String,
+        /// Its explanation.
+        text: String,
+        /// Kernels that were under way: one of them failed.
+        launched: Vec<String>,
+    },
+    /// The emulator found a kernel at fault.
+    #[error("{kernel}: {fault}")]
+    Fault {
+        /// The instance.
+        kernel: String,
+        /// What it did, and where.
+        fault: String,
+    },
+    /// The emulator's library does not load.
+    #[error("the emulator's kernels {} cannot be loaded", library.display())]
+    Emulator {
+        /// The file.
+        library: PathBuf,
+        /// The loader's answer.
+        #[source]
+        source: libloading::Error,
+    },
+    /// A type that the device's kernels do not multiply in.
+    #[error("f32 operands run on the CPU only; choose f16 or bf16, or run with `--device cpu`")]
+    FullPrecision,
+    /// Operands of different devices in one call.
+    #[error("operand `{operand}` is on another device than the stream")]
+    OtherDevice {
+        /// The operand, or what it is.
+        operand: &'static str,
+    },
+}
+
+impl From<DeviceError> for Error {
+    fn from(error: DeviceError) -> Self {
+        Self::Device(Box::new(error))
+    }
+}
+
+impl Error {
+    /// Whether a device had too little memory; with less work at a time the call may succeed.
+    pub fn is_out_of_memory(&self) -> bool {
+        matches!(self, Self::Device(error) if matches!(**error, DeviceError::OutOfMemory { .. }))
+    }
+}
+
+fn listed(reasons: &[String]) -> String {
+    reasons.iter().map(|reason| format!("\n  {reason}")).collect()
+}
+
+fn among(kernels: &[String]) -> String {
+    match kernels {
+        [] => String::new(),
+        [one] => format!(" in {one}"),
+        several => format!(" in one of {}", several.join(", ")),
+    }
+}
+
+/// Checks that every index points into a table of `rows` rows.
+pub(crate) fn check_indices(
+    kernel: &'static str,
+    table: &'static str,
+    indices: &[u32],
+    rows: usize,
+) -> Result<(), Error> {
+    match indices.iter().position(|index| *index as usize >= rows) {
+        Some(position) => {
+            Err(Error::IndexOutOfRange { kernel, table, index: indices[position], position, rows })
+        }
+        None => Ok(()),
+    }
 }
 
 /// Checks one operand's length against the contract.

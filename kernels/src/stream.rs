@@ -1,18 +1,166 @@
 //! Where kernels run.
 
-use crate::Error;
+use std::sync::Arc;
 
-/// A place to run kernels: on the CPU, a pool of compute threads.
+use crate::device::{Device, LoadedKernel, Recordings};
+use crate::driver::{Counters, EmulatorOptions, Properties};
+use crate::error::DeviceError;
+use crate::l2_normalize::l2_normalize;
+use crate::{Buffer, ElementType, Error, Role};
+
+/// A place to run kernels.
 ///
-/// Calls from several threads may share one stream; their work interleaves on the same pool. Results never depend on the
-/// number of threads.
-pub struct Stream {
+/// Calls from several threads may share one stream. On the CPU their work interleaves; on CUDA it runs in the order in which it was
+/// submitted. Results never depend on the number of threads.
+pub enum Stream {
+    /// A pool of compute threads.
+    Cpu(Arc<CpuStream>),
+    /// A GPU.
+    Cuda(CudaStream),
+}
+
+/// A pool of compute threads.
+pub struct CpuStream {
     pool: rayon::ThreadPool,
 }
 
+/// A GPU and the type in which it multiplies.
+pub struct CudaStream {
+    device: Arc<Device>,
+    operand_type: ElementType,
+}
+
 impl Stream {
-    /// A CPU stream of `threads` compute threads; `None` takes as many as the process may use.
+    /// A CPU stream, see [`CpuStream::new`].
     pub fn cpu(threads: Option<usize>) -> Result<Self, Error> {
+        Ok(Self::Cpu(CpuStream::new(threads)?))
+    }
+
+    /// A stream on the GPU that the driver numbers `ordinal`, with operands of `operand_type`, one of the 16-bit types.
+    pub fn cuda(ordinal: usize, operand_type: ElementType) -> Result<Self, Error> {
+        Self::on(operand_type, || Device::cuda(ordinal))
+    }
+
+    /// A stream on an emulated GPU.
+    pub fn emulator(options: EmulatorOptions, operand_type: ElementType) -> Result<Self, Error> {
+        Self::on(operand_type, || Device::emulator(options))
+    }
+
+    fn on(
+        operand_type: ElementType,
+        device: impl FnOnce() -> Result<Arc<Device>, Error>,
+    ) -> Result<Self, Error> {
+        if operand_type == ElementType::F32 {
+            return Err(DeviceError::FullPrecision.into());
+        }
+        Ok(Self::Cuda(CudaStream { device: device()?, operand_type }))
+    }
+
+    /// Runs `work` where kernels called from it start without a hand-over: inside the pool of a CPU stream.
+    pub fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        match self {
+            Self::Cpu(cpu) => cpu.run(work),
+            Self::Cuda(_) => work(),
+        }
+    }
+
+    /// Runs a small kernel: an error says why none can be run.
+    pub fn check(&self) -> Result<(), Error> {
+        let [mut row] = Buffer::allocate(self, [(Role::Full, 8)])?;
+        row.write(&[3.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 4.0])?;
+        l2_normalize(self, &mut row, 1.into(), 8)?;
+        self.synchronize()
+    }
+
+    /// What the GPU is; `None` for a CPU stream.
+    pub fn properties(&self) -> Option<&Properties> {
+        match self {
+            Self::Cpu(_) => None,
+            Self::Cuda(cuda) => Some(cuda.device.properties()),
+        }
+    }
+
+    /// What an emulated GPU has counted, if it was told to count.
+    pub fn counters(&self) -> Option<Counters> {
+        match self {
+            Self::Cpu(_) => None,
+            Self::Cuda(cuda) => cuda.device.counters(),
+        }
+    }
+
+    /// Kernels that a GPU has loaded so far.
+    pub fn loaded_kernels(&self) -> Vec<LoadedKernel> {
+        match self {
+            Self::Cpu(_) => Vec::new(),
+            Self::Cuda(cuda) => cuda.device.loaded_kernels(),
+        }
+    }
+
+    /// Milliseconds that what `work` submits takes on the device, by its own clock; on the CPU by that of the host.
+    pub fn time_ms(&self, work: impl FnOnce() -> Result<(), Error>) -> Result<f32, Error> {
+        match self {
+            Self::Cpu(_) => {
+                let start = std::time::Instant::now();
+                work()?;
+                Ok(start.elapsed().as_secs_f32() * 1e3)
+            }
+            Self::Cuda(cuda) => cuda.device.time(work),
+        }
+    }
+
+    /// Waits until everything submitted is done.
+    pub fn synchronize(&self) -> Result<(), Error> {
+        match self {
+            Self::Cpu(_) => Ok(()),
+            Self::Cuda(cuda) => cuda.device.synchronize(),
+        }
+    }
+}
+
+/// Sequences of launches that a GPU has recorded and runs again as one, by what decides them.
+///
+/// Launches depend on a batch's bounds and not on its sizes, which kernels read from device memory; so a key that holds the bounds
+/// and the options of a run says all.
+pub struct Graphs<K> {
+    recordings: Recordings<K>,
+    is_enabled: bool,
+}
+
+impl<K: std::hash::Hash + Eq> Graphs<K> {
+    /// None recorded yet; nothing ever will be unless `is_enabled`.
+    pub fn new(is_enabled: bool) -> Self {
+        Self { recordings: Recordings::default(), is_enabled }
+    }
+
+    /// Runs the launches of `work`. On a GPU `work` is called the first time that `key` comes, and after that its launches are
+    /// replayed without it: it must do nothing but launch.
+    pub fn run<E: From<Error>>(
+        &mut self,
+        stream: &Stream,
+        key: K,
+        work: impl FnOnce() -> Result<(), E>,
+    ) -> Result<(), E> {
+        match stream {
+            Stream::Cuda(cuda) if self.is_enabled => self.recordings.run(&cuda.device, key, work),
+            _ => work(),
+        }
+    }
+}
+
+impl CudaStream {
+    pub(crate) fn device(&self) -> &Arc<Device> {
+        &self.device
+    }
+
+    /// Type of the operands of matrix products.
+    pub(crate) fn operand_type(&self) -> ElementType {
+        self.operand_type
+    }
+}
+
+impl CpuStream {
+    /// A pool of `threads` compute threads; `None` takes as many as the process may use.
+    pub fn new(threads: Option<usize>) -> Result<Arc<Self>, Error> {
         let threads = threads
             .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get))
             .max(1);
@@ -20,18 +168,18 @@ impl Stream {
             .num_threads(threads)
             .thread_name(|i| format!("outcrop-{i}"))
             .build()
-            .map(|pool| Self { pool })
+            .map(|pool| Arc::new(Self { pool }))
             .map_err(|source| Error::ThreadPool { threads, source })
-    }
-
-    /// Compute threads of this stream.
-    pub fn num_threads(&self) -> usize {
-        self.pool.current_num_threads()
     }
 
     /// Runs `work` inside the pool, so that kernels called from it start without a thread hand-over.
     pub fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
         self.pool.install(work)
+    }
+
+    /// Compute threads.
+    pub fn num_threads(&self) -> usize {
+        self.pool.current_num_threads()
     }
 
     /// Calls `task(i)` for every `i < num_tasks` on the pool, each exactly once, in no particular order.

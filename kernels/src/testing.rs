@@ -1,6 +1,6 @@
 //! Inputs and comparisons shared by the kernels' tests.
 
-use crate::Buffer;
+use crate::{Buffer, HostBuffer};
 
 /// Reproducible values in [-1, 1), different at every position and for every seed.
 pub(crate) fn values(seed: u64, n: usize) -> Vec<f32> {
@@ -16,9 +16,55 @@ pub(crate) fn values(seed: u64, n: usize) -> Vec<f32> {
         .collect()
 }
 
-/// A buffer of [`values`].
+/// A buffer on the host with these values.
+pub(crate) fn of(values: &[f32]) -> Buffer {
+    let mut buffer = HostBuffer::zeros(values.len());
+    buffer.as_mut_slice().copy_from_slice(values);
+    Buffer::Host(buffer)
+}
+
+/// A buffer of zeros on the host.
+pub(crate) fn zeros(len: usize) -> Buffer {
+    Buffer::Host(HostBuffer::zeros(len))
+}
+
+/// A buffer of [`values`] on the host.
 pub(crate) fn buffer(seed: u64, n: usize) -> Buffer {
-    Buffer::from_slice(&values(seed, n))
+    of(&values(seed, n))
+}
+
+/// 2^-24: how far rounding moves an f32 of size 1 at most.
+const UNIT: f64 = 1.0 / (1 << 24) as f64;
+
+/// Cosine and sine of the exact angle of a rotary pair `i`, and how far those of a table may be from them.
+pub(crate) fn rotary_angle(theta: f64, head_dim: usize, position: usize, i: usize) -> (f64, f64, f64) {
+    let angle = position as f64 * theta.powf(-((2 * i) as f64) / head_dim as f64);
+    (angle.cos(), angle.sin(), angle * UNIT * (3.0 + theta.ln()) + UNIT)
+}
+
+/// Rotates, in f64, the heads that begin at the indices `heads` of `x`. `bound` holds how far an element may
+/// be off in f32: on entry before the rotation, on return after it.
+pub(crate) fn rotate_exactly(
+    x: &mut [f64],
+    bound: &mut [f64],
+    heads: impl Iterator<Item = usize>,
+    head_dim: usize,
+    theta: f64,
+    position: u32,
+) {
+    for head in heads {
+        for i in 0..head_dim / 2 {
+            let (cos, sin, off) = rotary_angle(theta, head_dim, position as usize, i);
+            let (low, high) = (head + i, head + head_dim / 2 + i);
+            let ((a, b), (a_off, b_off)) = ((x[low], x[high]), (bound[low], bound[high]));
+            (x[low], x[high]) = (a * cos - b * sin, b * cos + a * sin);
+            let of_table = (a.abs() + a_off + b.abs() + b_off) * off;
+            let low_off = of_table + a_off * cos.abs() + b_off * sin.abs();
+            let high_off = of_table + b_off * cos.abs() + a_off * sin.abs();
+            bound[low] = low_off + UNIT * ((b * sin).abs() + x[low].abs() + low_off);
+            bound[high] = high_off + UNIT * ((a * sin).abs() + x[high].abs() + high_off);
+        }
+    }
 }
 
 /// Asserts `|got - expected| <= bound`, element by element; shows the worst.

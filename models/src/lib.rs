@@ -13,6 +13,7 @@ mod error;
 pub mod input;
 mod weights;
 
+pub use encoder::Pooling;
 pub use error::Error;
-pub use outcrop_kernels::pool::Pooling;
-pub use outcrop_kernels::{ElementType, Stream};
+pub use outcrop_kernels as kernels;
+pub use outcrop_kernels::{CpuStream, ElementType, Stream};

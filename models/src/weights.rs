@@ -6,7 +6,7 @@ use outcrop_kernels::add_layer_norm::LayerNorm;
 use outcrop_kernels::add_low_rank::{LowRank, add_low_rank};
 use outcrop_kernels::gemm::{Matrix, Part};
 use outcrop_kernels::rms_norm::RmsNorm;
-use outcrop_kernels::{ElementType, Elements, Stream};
+use outcrop_kernels::{Buffer, CpuStream, ElementType, Elements, ResidentTable, Stream, Table};
 use outcrop_loader::{Adapter, Change, Checkpoint, Tensor, TensorData};
 
 use crate::Error;
@@ -14,13 +14,13 @@ use crate::Error;
 /// A dense layer with bias, perhaps fused from several: `[out, in]` weights.
 pub(crate) struct Linear {
     pub(crate) weight: Matrix,
-    pub(crate) bias: Vec<f32>,
+    pub(crate) bias: Buffer,
 }
 
 /// Scale, shift and epsilon of a LayerNorm.
 pub(crate) struct Norm {
-    weight: Vec<f32>,
-    bias: Vec<f32>,
+    weight: Buffer,
+    bias: Buffer,
     eps: f32,
 }
 
@@ -32,7 +32,7 @@ impl Norm {
 
 /// Scale and epsilon of an RMSNorm.
 pub(crate) struct RootMeanSquare {
-    weight: Vec<f32>,
+    weight: Buffer,
     eps: f32,
 }
 
@@ -54,7 +54,10 @@ pub(crate) enum RmsConvention {
 /// Reads the weights of one module after the other, by their full names.
 #[derive(Clone, Copy)]
 pub(crate) struct Reader<'a> {
+    /// Where the weights go.
     pub(crate) stream: &'a Stream,
+    /// Where adapters are merged.
+    pub(crate) host: &'a CpuStream,
     pub(crate) checkpoint: &'a Checkpoint,
     /// Merged in this order.
     pub(crate) adapters: &'a [Adapter],
@@ -81,9 +84,44 @@ impl<'a> Reader<'a> {
         for (name, out) in names {
             weights.push((self.weight(name, *out, input)?, *out));
         }
-        let parts: Vec<_> =
-            weights.iter().map(|(weight, rows)| Part { weights: weight.elements(), rows: *rows }).collect();
-        let matrix = Matrix::pack(self.stream, &parts, input, self.element_type)?;
+        let parts: Vec<_> = weights
+            .iter()
+            .map(|(weight, rows)| Part { weights: weight.elements(), rows: *rows, rotary_head_dim: None })
+            .collect();
+        self.pack(&parts, &weights, input)
+    }
+
+    /// Query, key and value projection `{name}.weight`, `[out, input]` each, fused; query and key are rotated in heads of `head_dim`.
+    pub(crate) fn rotary_qkv(
+        &self,
+        names: &[(String, usize); 3],
+        input: usize,
+        head_dim: usize,
+    ) -> Result<Matrix, Error> {
+        let mut weights = Vec::new();
+        for (name, out) in names {
+            weights.push((self.weight(name, *out, input)?, *out));
+        }
+        let rotary = [Some(head_dim), Some(head_dim), None];
+        let parts: Vec<_> = weights
+            .iter()
+            .zip(rotary)
+            .map(|((weight, rows), rotary_head_dim)| Part {
+                weights: weight.elements(),
+                rows: *rows,
+                rotary_head_dim,
+            })
+            .collect();
+        self.pack(&parts, &weights, input)
+    }
+
+    fn pack(
+        &self,
+        parts: &[Part<'_>],
+        weights: &[(Weight<'_>, usize)],
+        input: usize,
+    ) -> Result<Matrix, Error> {
+        let matrix = Matrix::pack(self.stream, parts, input, self.element_type)?;
         // The packed copy serves from here on; the mapped pages would only count twice.
         weights.iter().for_each(|(weight, _)| weight.stored.release());
         Ok(matrix)
@@ -112,14 +150,14 @@ impl<'a> Reader<'a> {
             bias.extend(self.vector(&format!("{name}.bias"), out)?);
         }
         let names: Vec<_> = names.iter().map(|name| (name.clone(), out)).collect();
-        Ok(Linear { weight: self.matrix(&names, input)?, bias })
+        Ok(Linear { weight: self.matrix(&names, input)?, bias: Buffer::upload(self.stream, &bias)? })
     }
 
     /// A LayerNorm over `len` elements.
     pub(crate) fn norm(&self, name: &str, len: usize, eps: f32) -> Result<Norm, Error> {
         Ok(Norm {
-            weight: self.vector(&format!("{name}.weight"), len)?,
-            bias: self.vector(&format!("{name}.bias"), len)?,
+            weight: self.upload(&self.vector(&format!("{name}.weight"), len)?)?,
+            bias: self.upload(&self.vector(&format!("{name}.bias"), len)?)?,
             eps,
         })
     }
@@ -136,7 +174,12 @@ impl<'a> Reader<'a> {
         if convention == RmsConvention::FactorMinusOne {
             weight.iter_mut().for_each(|w| *w += 1.0);
         }
-        Ok(RootMeanSquare { weight, eps })
+        Ok(RootMeanSquare { weight: self.upload(&weight)?, eps })
+    }
+
+    /// Small parameters, for kernels.
+    pub(crate) fn upload(&self, values: &[f32]) -> Result<Buffer, Error> {
+        Ok(Buffer::upload(self.stream, values)?)
     }
 
     /// A one-dimensional tensor in f32.
@@ -195,7 +238,7 @@ impl<'a> Reader<'a> {
                     let (a, b) = (a.expect_shape(&[rank, input])?, b.expect_shape(&[out, rank])?);
                     let shape = LowRank { out_features: out, in_features: input, rank, scale };
                     let w = merged.get_or_insert_with(|| elements(&stored).to_vec());
-                    add_low_rank(self.stream, w, &f32s(&b), &f32s(&a), shape)?;
+                    add_low_rank(self.host, w, &f32s(&b), &f32s(&a), shape)?;
                 }
             }
         }
@@ -206,6 +249,37 @@ impl<'a> Reader<'a> {
             return Err(Error::Overflow { tensor: name, element_type });
         }
         Ok(weight)
+    }
+}
+
+/// An embedding table: on the CPU it stays in the mapped file, of which a batch reads the rows of its tokens only; a GPU has a copy.
+pub(crate) struct EmbeddingTable {
+    resident: Option<ResidentTable>,
+}
+
+impl EmbeddingTable {
+    /// Copies the table, in its stored type, if the stream's kernels cannot read the file: for a residual stream in f32, to which
+    /// rounding a table would do as much harm as rounding all the layers' matrices.
+    pub(crate) fn as_stored(stream: &Stream, tensor: &Tensor<'_>) -> Result<Self, Error> {
+        Ok(Self::released(ResidentTable::as_stored(stream, elements(tensor))?, tensor))
+    }
+
+    /// The same in the stream's operand type: for states that are rounded to it anyway.
+    pub(crate) fn as_operand(stream: &Stream, tensor: &Tensor<'_>) -> Result<Self, Error> {
+        let row_len = tensor.shape.last().copied().unwrap_or(0);
+        Ok(Self::released(ResidentTable::as_operand(stream, elements(tensor), row_len)?, tensor))
+    }
+
+    fn released(resident: Option<ResidentTable>, tensor: &Tensor<'_>) -> Self {
+        if resident.is_some() {
+            tensor.release();
+        }
+        Self { resident }
+    }
+
+    /// The table, which is `tensor` unless there is a copy.
+    pub(crate) fn get<'a>(&'a self, tensor: &Tensor<'a>) -> Table<'a> {
+        self.resident.as_ref().map_or_else(|| Table::Mapped(elements(tensor)), Table::Resident)
     }
 }
 

@@ -105,6 +105,13 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// Whether a GPU had too little memory; with less work at a time the call may succeed.
+    pub fn is_out_of_memory(&self) -> bool {
+        matches!(self, Self::Model(outcrop_models::Error::Kernel(error)) if error.is_out_of_memory())
+    }
+}
+
 impl From<outcrop_kernels::Error> for Error {
     fn from(error: outcrop_kernels::Error) -> Self {
         Self::Model(error.into())

@@ -21,6 +21,7 @@
 //! What this crate does not do: it computes nothing itself (that is `outcrop-kernels`), and it knows no protocol; only the
 //! binary reads arguments and JSON.
 
+mod device;
 mod engine;
 mod error;
 mod options;
@@ -29,10 +30,13 @@ mod schedule;
 
 pub use outcrop_loader as loader;
 pub use outcrop_loader::{AllowedCutoffs, Gelu};
-pub use outcrop_models::Pooling;
 pub use outcrop_models::decoder::{HeadRule, WeightInfo, WeightPart, manifest};
+pub use outcrop_models::encoder::Pooling;
 pub use outcrop_models::input::{PairSequence, Sequence};
 
+pub use outcrop_models::kernels::{EmulatorOptions, Error as KernelError, LoadedKernel, doctor};
+
+pub use device::{Device, DeviceChoice, Gpus, ParseDeviceError};
 pub use engine::{Embedding, Engine, LayerScore, Ranked, Ranking, Score};
 pub use error::Error;
 pub use options::{Dtype, EmbedOptions, EngineOptions, ScoreOptions};

@@ -2,7 +2,7 @@
 
 use outcrop_loader::{AllowedCutoffs, DecoderConfig};
 use outcrop_models::Stream;
-use outcrop_models::decoder::{Activations, Batch, Pass, Stack};
+use outcrop_models::decoder::{Activations, Batch, Stack, Step};
 
 use crate::Error;
 
@@ -78,7 +78,7 @@ fn check_ascending(option: &'static str, layers: &[usize]) -> Result<(), Error> 
     }
 }
 
-/// Something that a caller asked for and that changes nothing.
+/// Something that a caller should know and that changes no score.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Warning {
@@ -92,6 +92,14 @@ pub enum Warning {
         layers: Vec<usize>,
         /// The largest cutoff.
         deepest: usize,
+    },
+    /// A GPU's memory did not suffice for the batches asked for.
+    #[error("out of device memory: batches are of {to} tokens from now on instead of {from}")]
+    BatchTokensLowered {
+        /// Tokens of a batch so far.
+        from: usize,
+        /// And from now on.
+        to: usize,
     },
 }
 
@@ -138,28 +146,36 @@ impl Schedule {
         }
     }
 
-    /// Runs `batch` to the largest cutoff. At each index the state is scored first, then compressed, then the layer is run
-    /// (SPEC 1.8).
+    /// Runs `batch` to the largest cutoff.
     pub(crate) fn run(
         &self,
         stream: &Stream,
         stack: &Stack<'_>,
         act: &mut Activations,
-        batch: &mut Batch,
+        batch: &Batch,
     ) -> Result<BatchScores, Error> {
-        let mut scores = Vec::with_capacity(self.cutoffs.len());
-        let mut pass = Pass::start(stream, stack, act, batch)?;
+        let scores = stack.run(stream, act, batch, &self.steps())?;
+        let mut left = batch.clone();
+        (0..self.deepest())
+            .filter_map(|layer| self.ratio_before(layer))
+            .for_each(|ratio| left.compress(ratio));
+        Ok(BatchScores { scores, tokens_after: left.tokens().collect() })
+    }
+
+    /// The steps of a run, in order. At each index the state is scored first, then compressed, then the layer is run (SPEC 1.8).
+    fn steps(&self) -> Vec<Step> {
+        let mut steps = Vec::new();
+        let mut scored = 0;
         for layer in 0..self.deepest() {
-            if self.cutoffs[scores.len()] == layer {
-                scores.push(pass.scores(scores.len())?);
+            if self.cutoffs[scored] == layer {
+                steps.push(Step::Score(scored));
+                scored += 1;
             }
-            if let Some(ratio) = self.ratio_before(layer) {
-                pass.compress(ratio)?;
-            }
-            if layer + 1 < self.deepest() { pass.layer()? } else { pass.last_layer()? }
+            steps.extend(self.ratio_before(layer).map(Step::Compress));
+            steps.push(if layer + 1 < self.deepest() { Step::Layer } else { Step::LastLayer });
         }
-        scores.push(pass.scores(scores.len())?);
-        Ok(BatchScores { scores, tokens_after: batch.tokens().collect() })
+        steps.push(Step::Score(scored));
+        steps
     }
 
     /// Floating-point operations of [`Schedule::run`]'s matrix products, embeddings and heads aside.
@@ -214,6 +230,21 @@ mod tests {
             let error = Compression::new(ratio, layers).unwrap_err().to_string();
             assert!(error.contains(named), "{ratio} {layers:?}: {error}");
         }
+    }
+
+    #[test]
+    fn steps_score_then_compress_then_run() {
+        let steps = |cutoffs: &[usize], layers: &[usize]| {
+            let compression = (!layers.is_empty()).then(|| Compression::new(2, layers).unwrap());
+            Schedule::new(cutoffs.to_vec(), compression).steps()
+        };
+        use Step::{Compress, LastLayer, Layer, Score};
+        assert_eq!(steps(&[2], &[]), [Layer, LastLayer, Score(0)]);
+        assert_eq!(
+            steps(&[1, 3], &[1, 2, 3]),
+            [Layer, Score(0), Compress(2), Layer, Compress(2), LastLayer, Score(1)]
+        );
+        assert_eq!(steps(&[0], &[]), [Score(0)]);
     }
 
     #[test]

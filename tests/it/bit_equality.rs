@@ -2,11 +2,10 @@
 
 use outcrop::{EmbedOptions, Engine, EngineOptions, ScoreOptions};
 
-use crate::fixtures::{pair_cases, path, text_cases};
+use crate::fixtures::{on_cpu, pair_cases, path, text_cases};
 
 fn open(model: &str, threads: usize, batch_tokens: usize) -> Engine {
-    let options =
-        EngineOptions { threads: Some(threads), batch_tokens: Some(batch_tokens), ..Default::default() };
+    let options = EngineOptions { threads: Some(threads), batch_tokens: Some(batch_tokens), ..on_cpu() };
     Engine::open(path(model), &options).unwrap()
 }
 

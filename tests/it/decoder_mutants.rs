@@ -9,13 +9,12 @@ use half::{bf16, f16};
 use outcrop::loader::writer::{TensorSpec, write};
 use outcrop::loader::{Checkpoint, Dtype, TensorData};
 use outcrop::{Engine, EngineOptions, Gelu, HeadRule, PairSequence, ScoreOptions};
-use outcrop_kernels::Stream;
 use outcrop_loader::Config;
-use outcrop_models::decoder::{Activations, Batch, Decoder, DecoderOptions, Group, Pass};
+use outcrop_models::decoder::{Activations, Batch, Decoder, DecoderOptions, Group, Step};
 use serde_json::Value;
 
 use crate::decoders::tolerance;
-use crate::fixtures::{PairCase, copy_model, json, pair_cases, path};
+use crate::fixtures::{PairCase, copy_model, cpu, json, on_cpu, pair_cases, path};
 
 fn case(model: &str, name: &str) -> PairCase {
     pair_cases(&path(model)).into_iter().find(|case| case.name == name).unwrap()
@@ -101,7 +100,7 @@ fn unchanged_copies_are_within_the_tolerance() {
         ("gemma2_lightweight", "cutoff_3_5_8"),
     ] {
         let copy = with_weights(model, |_, _| {});
-        let difference = worst_difference(copy.path(), EngineOptions::default(), &case(model, name));
+        let difference = worst_difference(copy.path(), on_cpu(), &case(model, name));
         assert!(difference <= tolerance(&path(model)), "{model}: {difference:e}");
     }
 }
@@ -113,46 +112,42 @@ fn gemma_norms_that_multiply_by_the_stored_weight() {
             x.iter_mut().for_each(|x| *x -= 1.0);
         }
     });
-    assert_caught(
-        "gemma",
-        worst_difference(dir.path(), EngineOptions::default(), &case("gemma", "default")),
-        0.3,
-    );
+    assert_caught("gemma", worst_difference(dir.path(), on_cpu(), &case("gemma", "default")), 0.3);
 }
 
 #[test]
 fn gemma_with_the_exact_gelu() {
-    let options = EngineOptions { gelu: Some(Gelu::Exact), ..Default::default() };
+    let options = EngineOptions { gelu: Some(Gelu::Exact), ..on_cpu() };
     assert_caught("gemma", worst_difference(&path("gemma"), options, &case("gemma", "default")), 4e-4);
 }
 
 #[test]
 fn exact_gelu_by_option_is_the_exact_gelu_of_the_config() {
-    let options = EngineOptions { gelu: Some(Gelu::Tanh), ..Default::default() };
+    let options = EngineOptions { gelu: Some(Gelu::Tanh), ..on_cpu() };
     let exact = case("gemma_exact_gelu", "default");
     assert_caught("gemma_exact_gelu", worst_difference(&path("gemma_exact_gelu"), options, &exact), 4e-4);
     // The same weights, with a configuration that leaves the choice open, as the published one does.
     let open = with_config("gemma_exact_gelu", &[("hidden_activation", Value::Null)]);
-    let options = EngineOptions { gelu: Some(Gelu::Exact), ..Default::default() };
+    let options = EngineOptions { gelu: Some(Gelu::Exact), ..on_cpu() };
     assert!(worst_difference(open.path(), options, &exact) <= tolerance(&path("gemma_exact_gelu")));
-    assert_caught("gemma_exact_gelu", worst_difference(open.path(), EngineOptions::default(), &exact), 4e-4);
+    assert_caught("gemma_exact_gelu", worst_difference(open.path(), on_cpu(), &exact), 4e-4);
 }
 
 #[test]
 fn a_limit_without_the_tokens_of_separator_and_prompt() {
     let mut cut = case("gemma", "max_length_64");
-    let engine = Engine::open(path("gemma"), &EngineOptions::default()).unwrap();
+    let engine = Engine::open(path("gemma"), &on_cpu()).unwrap();
     let pair = engine.pair_sequence("a", "b", &ScoreOptions::default()).unwrap();
     cut.options.max_length = Some(64 - pair.prompt_tokens);
     cut.options.query_max_length = Some(48);
-    assert_caught("gemma", worst_difference(&path("gemma"), EngineOptions::default(), &cut), 0.1);
+    assert_caught("gemma", worst_difference(&path("gemma"), on_cpu(), &cut), 0.1);
 }
 
 #[test]
 fn pairs_without_their_prefixes() {
     let mut bare = case("gemma", "default");
     bare.options.query_instruction = Some(String::new());
-    assert_caught("gemma", worst_difference(&path("gemma"), EngineOptions::default(), &bare), 0.1);
+    assert_caught("gemma", worst_difference(&path("gemma"), on_cpu(), &bare), 0.1);
 }
 
 #[test]
@@ -160,14 +155,14 @@ fn minicpm_without_scale_depth() {
     let layers: f64 = 6.0;
     let dir = with_config("minicpm_layerwise", &[("scale_depth", layers.sqrt().into())]);
     let case = case("minicpm_layerwise", "cutoff_2_3_4_5_6");
-    assert_caught("minicpm_layerwise", worst_difference(dir.path(), EngineOptions::default(), &case), 0.5);
+    assert_caught("minicpm_layerwise", worst_difference(dir.path(), on_cpu(), &case), 0.5);
 }
 
 #[test]
 fn minicpm_without_scale_emb() {
     let dir = with_config("minicpm_layerwise", &[("scale_emb", 1.into())]);
     let case = case("minicpm_layerwise", "cutoff_2_3_4_5_6");
-    assert_caught("minicpm_layerwise", worst_difference(dir.path(), EngineOptions::default(), &case), 0.5);
+    assert_caught("minicpm_layerwise", worst_difference(dir.path(), on_cpu(), &case), 0.5);
 }
 
 #[test]
@@ -181,7 +176,7 @@ fn minicpm_states_divided_before_the_head() {
         }
     });
     let case = case("minicpm_layerwise", "cutoff_2_3_4_5_6");
-    assert_caught("minicpm_layerwise", worst_difference(dir.path(), EngineOptions::default(), &case), 0.5);
+    assert_caught("minicpm_layerwise", worst_difference(dir.path(), on_cpu(), &case), 0.5);
 }
 
 #[test]
@@ -191,22 +186,18 @@ fn epsilon_and_theta_not_read_from_the_config() {
     {
         for (key, value) in [("rms_norm_eps", Value::from(1e-6)), ("rope_theta", Value::from(10_000.0))] {
             let dir = with_config(model, &[(key, value)]);
-            assert_caught(
-                model,
-                worst_difference(dir.path(), EngineOptions::default(), &case(model, name)),
-                3e-3,
-            );
+            assert_caught(model, worst_difference(dir.path(), on_cpu(), &case(model, name)), 3e-3);
         }
     }
 }
 
 #[test]
 fn gemma2_with_the_attention_softcap_and_eager_without() {
-    let softcap = EngineOptions { attention_softcap: true, ..Default::default() };
+    let softcap = EngineOptions { attention_softcap: true, ..on_cpu() };
     let plain = case("gemma2_lightweight", "cutoff_none_ratio_1");
     assert_caught("gemma2_lightweight", worst_difference(&path("gemma2_lightweight"), softcap, &plain), 3e-3);
     let eager = case("gemma2_lightweight_eager", "cutoff_none_ratio_1");
-    let without = EngineOptions::default();
+    let without = on_cpu();
     let difference = worst_difference(&path("gemma2_lightweight_eager"), without, &eager);
     assert_caught("gemma2_lightweight_eager", difference, 3e-3);
 }
@@ -215,7 +206,7 @@ fn gemma2_with_the_attention_softcap_and_eager_without() {
 fn gemma2_without_the_final_softcap() {
     let dir = with_config("gemma2_lightweight", &[("final_logit_softcapping", Value::Null)]);
     let case = case("gemma2_lightweight", "cutoff_3_5_8");
-    assert_caught("gemma2_lightweight", worst_difference(dir.path(), EngineOptions::default(), &case), 0.1);
+    assert_caught("gemma2_lightweight", worst_difference(dir.path(), on_cpu(), &case), 0.1);
 }
 
 #[test]
@@ -223,19 +214,19 @@ fn gemma2_scaled_by_the_head_dim() {
     let head_dim = json(path("gemma2_lightweight").join("config.json"))["head_dim"].clone();
     let dir = with_config("gemma2_lightweight", &[("query_pre_attn_scalar", head_dim)]);
     let case = case("gemma2_lightweight", "cutoff_3_5_8");
-    assert_caught("gemma2_lightweight", worst_difference(dir.path(), EngineOptions::default(), &case), 0.1);
+    assert_caught("gemma2_lightweight", worst_difference(dir.path(), on_cpu(), &case), 0.1);
 }
 
 #[test]
 fn gemma2_with_the_exact_gelu() {
-    let options = EngineOptions { gelu: Some(Gelu::Exact), ..Default::default() };
+    let options = EngineOptions { gelu: Some(Gelu::Exact), ..on_cpu() };
     let case = case("gemma2_lightweight", "cutoff_3_5_8");
     assert_caught("gemma2_lightweight", worst_difference(&path("gemma2_lightweight"), options, &case), 3e-3);
 }
 
 #[test]
 fn gemma2_with_the_head_of_the_layer() {
-    let by_layer = || EngineOptions { heads: Some(HeadRule::ByLayer), ..Default::default() };
+    let by_layer = || EngineOptions { heads: Some(HeadRule::ByLayer), ..on_cpu() };
     let dir = path("gemma2_lightweight");
     let one = case("gemma2_lightweight", "cutoff_none_ratio_1");
     assert_caught("gemma2_lightweight", worst_difference(&dir, by_layer(), &one), 1.0);
@@ -251,7 +242,7 @@ fn gemma2_with_a_window_one_longer() {
     for wrong in [window + 1, window - 1] {
         let dir = with_config(model, &[("sliding_window", wrong.into())]);
         let case = case(model, "cutoff_none_ratio_1");
-        assert_caught(model, worst_difference(dir.path(), EngineOptions::default(), &case), 0.1);
+        assert_caught(model, worst_difference(dir.path(), on_cpu(), &case), 0.1);
     }
 }
 
@@ -276,25 +267,20 @@ fn a_separator_counted_as_passage() {
 
 /// Scores at layer 8, compressed by 2 before layer 4, of pairs whose parts are `edit`ed.
 fn compressed_scores(model: &str, case: &PairCase, edit: impl Fn(PairSequence) -> PairSequence) -> Vec<f64> {
-    let engine = Engine::open(path(model), &EngineOptions::default()).unwrap();
+    let engine = Engine::open(path(model), &on_cpu()).unwrap();
     let checkpoint = std::sync::Arc::new(Checkpoint::open(path(model)).unwrap());
     let Config::Decoder(config) = checkpoint.config().clone() else { panic!("{model} is no decoder") };
     let decoder = Decoder::open(checkpoint, &config, None, DecoderOptions::default()).unwrap();
-    let stream = Stream::cpu(Some(2)).unwrap();
-    let stack = decoder.stack(&stream, &[8], 600).unwrap();
-    let mut act = Activations::new(&config, 600);
+    let (stream, host) = cpu();
+    let stack = decoder.stack(&stream, &host, &[8], 600).unwrap();
+    let mut act = Activations::new(&stream, &config, 600, false).unwrap();
+    let mut steps = vec![Step::Layer; 7];
+    steps.insert(4, Step::Compress(2));
+    steps.extend([Step::LastLayer, Step::Score(0)]);
     let score = |(query, passage): &(String, String)| {
         let pair = edit(engine.pair_sequence(query, passage, &case.options).unwrap());
-        let mut batch = Batch::new(&[Group { pairs: vec![&pair], is_carried: false, is_kept: false }]);
-        let mut pass = Pass::start(&stream, &stack, &mut act, &mut batch).unwrap();
-        for layer in 0..7 {
-            if layer == 4 {
-                pass.compress(2).unwrap();
-            }
-            pass.layer().unwrap();
-        }
-        pass.last_layer().unwrap();
-        f64::from(pass.scores(0).unwrap()[0])
+        let batch = Batch::new(&[Group { pairs: vec![&pair], is_carried: false, is_kept: false }]);
+        f64::from(stack.run(&stream, &mut act, &batch, &steps).unwrap()[0][0])
     };
     case.pairs.iter().map(score).collect()
 }

@@ -7,14 +7,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use outcrop::{Engine, EngineOptions, ScoreOptions};
+use outcrop_kernels::layout::{Before, Bounds, Layout, LayoutBuffer, ScoredRow, Segment, Segments};
 use outcrop_kernels::token_compress::{Compress, token_compress};
-use outcrop_kernels::{Buffer, Stream};
+use outcrop_kernels::{Buffer, Role};
 use outcrop_loader::{Checkpoint, Config};
-use outcrop_models::decoder::{Activations, Batch, Decoder, DecoderOptions, Group, Pass};
+use outcrop_models::decoder::{Activations, Batch, Decoder, DecoderOptions, Group, Pass, Step};
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 
-use crate::fixtures::{PairCase, json, models, pair_cases, path};
+use crate::fixtures::{PairCase, cpu, json, models, on_cpu, pair_cases, path};
 
 /// What the reference answers with a mix-up, a silent drop or a crash, and what is said here instead.
 const REFUSED: &[(&str, &str)] = &[
@@ -54,7 +55,7 @@ fn engine(dir: &Path, adapters: &[PathBuf]) -> Engine {
         adapters: adapters.to_vec(),
         // The reference applies the soft-cap with eager attention only (SPEC 1.3).
         attention_softcap: dir.ends_with("gemma2_lightweight_eager"),
-        ..Default::default()
+        ..on_cpu()
     };
     Engine::open(dir, &options).unwrap_or_else(|e| panic!("{}: {e}", dir.display()))
 }
@@ -172,35 +173,37 @@ fn every_layer_gives_the_reference_states() {
         let Config::Decoder(config) = checkpoint.config().clone() else { panic!("{model} is no decoder") };
         let yes = expected["yes_token_id"].as_u64().map(|id| id as u32);
         let decoder = Decoder::open(checkpoint, &config, yes, DecoderOptions::default()).unwrap();
-        let stream = Stream::cpu(Some(2)).unwrap();
+        let (stream, host) = cpu();
         let layers = config.num_hidden_layers;
         let cutoffs = if cutoffs.is_empty() { vec![layers] } else { cutoffs };
-        let stack = decoder.stack(&stream, &cutoffs, ids.len()).unwrap();
-        let mut act = Activations::new(&config, ids.len());
-        let mut batch = Batch::new(&[Group { pairs: vec![&pair], is_carried: false, is_kept: false }]);
-        let mut pass = Pass::start(&stream, &stack, &mut act, &mut batch).unwrap();
-        let mut scores = Vec::new();
+        let stack = decoder.stack(&stream, &host, &cutoffs, ids.len()).unwrap();
+        let mut act = Activations::new(&stream, &config, ids.len(), false).unwrap();
+        let batch = Batch::new(&[Group { pairs: vec![&pair], is_carried: false, is_kept: false }]);
+        let mut pass = Pass::start(&stream, &stack, &mut act, &batch).unwrap();
+        let mut scored = 0;
         for layer in 0..layers {
             if cutoffs.contains(&layer) {
-                scores.extend(pass.scores(scores.len()).unwrap());
+                pass.step(Step::Score(scored)).unwrap();
+                scored += 1;
             }
             if compress_layers.contains(&layer) {
-                pass.compress(2).unwrap();
+                pass.step(Step::Compress(2)).unwrap();
             }
             let what = format!("{model}, layer {layer}");
             let state = floats(&trace.tensor(&format!("layer_{layer:02}_in")).unwrap());
-            assert_states(&format!("{what}, before"), pass.hidden(), &state);
+            assert_states(&format!("{what}, before"), &pass.hidden().unwrap(), &state);
             let state = floats(&trace.tensor(&format!("layer_{layer:02}_out")).unwrap());
             if layer + 1 < layers {
-                pass.layer().unwrap();
-                assert_states(&format!("{what}, behind"), pass.hidden(), &state);
+                pass.step(Step::Layer).unwrap();
+                assert_states(&format!("{what}, behind"), &pass.hidden().unwrap(), &state);
             } else {
-                pass.last_layer().unwrap();
+                pass.step(Step::LastLayer).unwrap();
                 let last_row = &state[state.len() - config.hidden_size..];
-                assert_states(&format!("{what}, behind"), pass.hidden(), last_row);
+                assert_states(&format!("{what}, behind"), &pass.hidden().unwrap(), last_row);
             }
         }
-        scores.extend(pass.scores(scores.len()).unwrap());
+        pass.step(Step::Score(scored)).unwrap();
+        let scores: Vec<f32> = (0..=scored).flat_map(|nth| pass.scores(nth).unwrap()).collect();
         let expected = floats(&trace.tensor("scores").unwrap());
         assert_eq!(scores.len(), expected.len(), "{model}");
         for (got, expected) in scores.iter().zip(expected) {
@@ -228,7 +231,7 @@ fn token_compression_gives_the_reference_rows() {
     let dir = path("gemma2_lightweight");
     let bytes = std::fs::read(dir.join("token_compress.safetensors")).unwrap();
     let tensors = SafeTensors::deserialize(&bytes).unwrap();
-    let stream = Stream::cpu(Some(2)).unwrap();
+    let (stream, _) = cpu();
     let cases = json(dir.join("token_compress.json"));
     for unit in cases.as_array().unwrap() {
         let case = unit["case"].as_u64().unwrap();
@@ -251,9 +254,20 @@ fn token_compression_gives_the_reference_rows() {
             assert_eq!(sequence.compressed(ratio).len(), out_rows, "case {case}, sequence {i}");
             expected.extend_from_slice(&output[i * out_width * hidden..][..out_rows * hidden]);
         }
-        let mut out = Buffer::zeros(expected.len());
-        token_compress(&stream, &mut out, &Buffer::from_slice(&packed), &sequences, ratio, hidden).unwrap();
-        for (i, (got, expected)) in out.as_slice().iter().zip(&expected).enumerate() {
+        let segment = |parts| Segment { parts, before: Before::Nothing, is_scored: true };
+        let segments = Segments {
+            segments: sequences.into_iter().map(segment).collect(),
+            ..Segments::of_sequences([], ScoredRow::Last)
+        };
+        let layout = Layout::new(segments);
+        let bounds = Bounds { tokens: layout.num_tokens(), seqs: layout.num_seqs() };
+        let [mut before, mut after] = [0, 1].map(|_| LayoutBuffer::new(&stream, bounds.tokens).unwrap());
+        before.load(layout, bounds).unwrap();
+        after.compress(&stream, &before, ratio).unwrap();
+        let [mut out] = Buffer::allocate(&stream, [(Role::Full, expected.len())]).unwrap();
+        let packed = Buffer::upload(&stream, &packed).unwrap();
+        token_compress(&stream, &mut out, &packed, &before, &after, ratio, hidden).unwrap();
+        for (i, (got, expected)) in out.read(expected.len()).unwrap().iter().zip(&expected).enumerate() {
             assert!((got - expected).abs() <= 1e-6, "case {case}, element {i}: {got}, expected {expected}");
         }
     }

@@ -1,13 +1,16 @@
 //! Where fixtures are and how they read.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use outcrop::{Compression, EmbedOptions, Engine, EngineOptions, Pooling, ScoreOptions};
+use outcrop::{Compression, Device, EmbedOptions, Engine, EngineOptions, Pooling, ScoreOptions};
+use outcrop_models::{CpuStream, Stream};
 use serde_json::Value;
 
-/// `tests/fixtures/<name>`.
+/// `tests/fixtures/<name>`; `OUTCROP_FIXTURES` names another folder, for a machine that has the test program without the sources.
 pub(crate) fn path(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name)
+    let fixtures = std::env::var_os("OUTCROP_FIXTURES").map(PathBuf::from);
+    fixtures.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures")).join(name)
 }
 
 /// The model directories whose names begin with `prefix`: the fixtures, and those of a full oracle when `OUTCROP_ORACLE`
@@ -36,7 +39,7 @@ pub(crate) fn json(path: impl AsRef<Path>) -> Value {
 }
 
 pub(crate) fn engine(dir: impl AsRef<Path>) -> Engine {
-    Engine::open(dir, &EngineOptions { threads: Some(2), ..Default::default() }).unwrap()
+    Engine::open(dir, &EngineOptions { threads: Some(2), ..on_cpu() }).unwrap()
 }
 
 /// A case of an `expected.json` of a reranker.
@@ -240,4 +243,15 @@ fn copy_dir(from: &Path, to: &Path) {
             std::fs::copy(entry.path(), target).unwrap();
         }
     }
+}
+
+/// The default options on the CPU, whatever else the machine has: what the references are compared with.
+pub(crate) fn on_cpu() -> EngineOptions {
+    EngineOptions { device: Device::Cpu, ..EngineOptions::default() }
+}
+
+/// A CPU stream of two threads, and the same as a pool.
+pub(crate) fn cpu() -> (Stream, Arc<CpuStream>) {
+    let host = CpuStream::new(Some(2)).unwrap();
+    (Stream::Cpu(Arc::clone(&host)), host)
 }

@@ -28,6 +28,10 @@ mod properties;
 mod minilm;
 // Memory: no allocation in the layer loop, resident size.
 mod memory;
+// The CUDA side of every family, on the emulator or a GPU.
+mod devices;
+// What NVIDIA's compilers make of the kernels.
+mod nvrtc;
 // The command line as a user runs it.
 mod cli;
 // Ratchets on the source tree: sizes, dependencies, unsafe code, paths in documents.

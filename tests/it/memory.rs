@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use outcrop_loader::{Checkpoint, Config};
-use outcrop_models::Stream;
-use outcrop_models::decoder::{self, Decoder, DecoderOptions, Group, Pass};
+use outcrop_models::decoder::{self, Decoder, DecoderOptions, Group, Step};
 use outcrop_models::encoder::{Activations, Batch, Encoder};
 use outcrop_models::input::{PairSequence, Sequence};
+use outcrop_models::{CpuStream, Stream};
 
 use crate::fixtures::path;
 
@@ -55,9 +55,10 @@ fn the_layer_loop_allocates_nothing_of_size() {
     let checkpoint = Arc::new(Checkpoint::open(path("xlmr_base")).unwrap());
     let Config::Encoder(config) = checkpoint.config().clone() else { panic!("not an encoder") };
     // One thread: all work then happens on this one, and can be counted.
-    let stream = Stream::cpu(Some(1)).unwrap();
-    let encoder = Encoder::load(&stream, checkpoint, &config, None).unwrap();
-    let mut act = Activations::new(&config, 1024);
+    let host = CpuStream::new(Some(1)).unwrap();
+    let stream = Stream::Cpu(Arc::clone(&host));
+    let encoder = Encoder::load(&stream, &host, checkpoint, &config, None).unwrap();
+    let mut act = Activations::new(&stream, &config, 1024, false).unwrap();
     let ids: Vec<Vec<u32>> = [512, 200, 37, 5].map(|n| (0..n).map(|i| 4 + i % 480).collect()).to_vec();
     let batch = Batch::new(&config, ids.iter().map(Vec::as_slice));
     // The first pass makes each thread's scratch memory.
@@ -79,10 +80,11 @@ fn the_layer_loop_allocates_nothing_of_size() {
 fn a_decoders_layer_loop_allocates_nothing_of_size() {
     let checkpoint = Arc::new(Checkpoint::open(path("gemma2_lightweight")).unwrap());
     let Config::Decoder(config) = checkpoint.config().clone() else { panic!("not a decoder") };
-    let stream = Stream::cpu(Some(1)).unwrap();
+    let host = CpuStream::new(Some(1)).unwrap();
+    let stream = Stream::Cpu(Arc::clone(&host));
     let decoder = Decoder::open(checkpoint, &config, None, DecoderOptions::default()).unwrap();
-    let stack = decoder.stack(&stream, &[3, 8], 512).unwrap();
-    let mut act = decoder::Activations::new(&config, 1024);
+    let stack = decoder.stack(&stream, &host, &[3, 8], 512).unwrap();
+    let mut act = decoder::Activations::new(&stream, &config, 1024, false).unwrap();
     let pairs = [450, 200, 37, 5].map(|passage| PairSequence {
         sequence: Sequence {
             input_ids: (0..passage + 40).map(|i| 4 + i as u32 % 480).collect(),
@@ -92,23 +94,14 @@ fn a_decoders_layer_loop_allocates_nothing_of_size() {
         prompt_tokens: 20,
     });
     let group = |pair| Group { pairs: vec![pair], is_carried: false, is_kept: false };
+    use Step::{Compress, LastLayer, Layer, Score};
+    let steps =
+        [&[Layer; 3][..], &[Score(0), Layer, Compress(2)], &[Layer; 3], &[LastLayer, Score(1)]].concat();
     let mut run = || {
-        let mut batch = decoder::Batch::new(&pairs.iter().map(group).collect::<Vec<_>>());
+        let batch = decoder::Batch::new(&pairs.iter().map(group).collect::<Vec<_>>());
         let before = (COUNTED.load(Relaxed), COUNTED_LARGE.load(Relaxed));
         IS_COUNTED.set(true);
-        let mut pass = Pass::start(&stream, &stack, &mut act, &mut batch).unwrap();
-        let mut scores = Vec::new();
-        for layer in 0..7 {
-            if layer == 3 {
-                scores.extend(pass.scores(0).unwrap());
-            }
-            if layer == 4 {
-                pass.compress(2).unwrap();
-            }
-            pass.layer().unwrap();
-        }
-        pass.last_layer().unwrap();
-        scores.extend(pass.scores(1).unwrap());
+        let scores = stack.run(&stream, &mut act, &batch, &steps).unwrap();
         IS_COUNTED.set(false);
         (scores, COUNTED.load(Relaxed) - before.0, COUNTED_LARGE.load(Relaxed) - before.1)
     };

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::fixtures::{engine, json, path, required};
 
-fn minilm_dir() -> Option<OsString> {
+pub(crate) fn minilm_dir() -> Option<OsString> {
     let dir = std::env::var_os("OUTCROP_MINILM_DIR");
     if dir.is_none() {
         assert!(!required("minilm"), "REQUIRE lists minilm, but OUTCROP_MINILM_DIR is not set");

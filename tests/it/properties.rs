@@ -2,6 +2,7 @@
 //! any number of threads, with its query shared or not, with other cutoffs beside its own, with a compression of ratio 1 or
 //! none. Random networks of random shapes, random texts.
 
+use crate::fixtures::on_cpu;
 use outcrop::loader::Dtype as StoredType;
 use outcrop::{Compression, Engine, EngineOptions, HeadRule, ScoreOptions};
 use proptest::prelude::*;
@@ -128,11 +129,7 @@ impl Case {
     }
 
     fn engine_options(&self) -> EngineOptions {
-        EngineOptions {
-            threads: Some(self.threads),
-            batch_tokens: Some(self.batch_tokens),
-            ..Default::default()
-        }
+        EngineOptions { threads: Some(self.threads), batch_tokens: Some(self.batch_tokens), ..on_cpu() }
     }
 }
 
@@ -174,7 +171,7 @@ proptest! {
         for (i, pair) in pairs.iter().enumerate() {
             prop_assert_eq!(&bits(&engine, std::slice::from_ref(pair), &options)[0], &together[i], "pair {} alone", i);
         }
-        let other = EngineOptions { threads: Some(case.threads % 3 + 1), batch_tokens: Some(777), ..Default::default() };
+        let other = EngineOptions { threads: Some(case.threads % 3 + 1), batch_tokens: Some(777), ..on_cpu() };
         let other = Engine::open(dir.path(), &other).unwrap();
         let reversed: Vec<_> = pairs.iter().rev().cloned().collect();
         let mut got = bits(&other, &reversed, &options);

@@ -12,7 +12,7 @@ use outcrop::{
 };
 use serde_json::{Value, json};
 
-use crate::fixtures::{copy_model, path};
+use crate::fixtures::{copy_model, on_cpu, path};
 use crate::random_network::RandomNetwork;
 
 /// Eight layers, heads behind layers 2 to 8.
@@ -34,7 +34,7 @@ fn network(max_shard_bytes: u64) -> tempfile::TempDir {
 }
 
 fn open(dir: impl AsRef<Path>) -> Engine {
-    Engine::open(dir, &EngineOptions { threads: Some(2), ..Default::default() }).unwrap()
+    Engine::open(dir, &EngineOptions { threads: Some(2), ..on_cpu() }).unwrap()
 }
 
 fn at(engine: &Engine, layers: &[usize]) -> ScoreOptions {
@@ -268,7 +268,7 @@ fn options_that_a_model_does_not_have_are_refused_by_name() {
 
     let refused =
         |model: &str, options: EngineOptions| Engine::open(path(model), &options).err().unwrap().to_string();
-    let default = EngineOptions::default;
+    let default = on_cpu;
     for (model, options, named) in [
         ("xlmr_base", EngineOptions { gelu: Some(Gelu::Exact), ..default() }, "gelu"),
         ("xlmr_base", EngineOptions { prefix_sharing: false, ..default() }, "prefix_sharing"),
@@ -326,7 +326,7 @@ fn bad_values_are_clear_errors() {
 #[test]
 fn adapters_that_do_not_fit_are_refused() {
     let open = |model: &str, adapter: PathBuf| {
-        Engine::open(path(model), &EngineOptions { adapters: vec![adapter], ..Default::default() })
+        Engine::open(path(model), &EngineOptions { adapters: vec![adapter], ..on_cpu() })
     };
     assert!(open("gemma", path("gemma/lora_adapter")).is_ok());
     // Another model's: names that do not exist, or shapes that differ.
@@ -344,7 +344,7 @@ fn a_type_changes_memory_and_little_else() {
     let pairs = [("what is a panda?", "The giant panda is a bear."), ("hi", "Paris is in France.")];
     for model in ["gemma", "minicpm_layerwise", "gemma2_lightweight", "xlmr_base"] {
         let scores = |dtype| -> Vec<f64> {
-            let engine = Engine::open(path(model), &EngineOptions { dtype, ..Default::default() }).unwrap();
+            let engine = Engine::open(path(model), &EngineOptions { dtype, ..on_cpu() }).unwrap();
             let scores = engine.score(&pairs, &ScoreOptions::default()).unwrap();
             scores.into_iter().map(|score| score.unwrap().score).collect()
         };
@@ -385,7 +385,7 @@ fn flops_are_those_of_the_layers_run() {
     assert_eq!(flops(&pair, &compressed), 3 * full(n) + full(fewer) + last(fewer));
     // A second passage adds its own rows only; with sharing switched off, those of the query too.
     let two = [pair[0], (pair[0].0, "Paris")];
-    let options = EngineOptions { prefix_sharing: false, ..Default::default() };
+    let options = EngineOptions { prefix_sharing: false, ..on_cpu() };
     let apart = Engine::open(path("gemma2_lightweight"), &options).unwrap();
     let saved = apart.flops(&two, &at(&engine, &[5])).unwrap().unwrap() - flops(&two, &at(&engine, &[5]));
     let p = sequence.query_tokens as u64;

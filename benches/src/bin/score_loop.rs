@@ -2,10 +2,10 @@
 //!
 //! `score-loop MODEL_DIR PAIRS.jsonl [options]` opens the model, prints `{"ready": true, "tokens": n, "flops": n}`, and then for each
 //! line `run` on stdin scores every pair, texts to scores, and prints `{"seconds": s, "scores": [...]}`. `quit` or the end of the
-//! input ends it. What it measures is [`outcrop::Engine::score`]; opening and reading weights are not in the figure. `tokens` are those of the sequences, a shared query counted for each; `flops` are null
-//! for an encoder.
+//! input ends it. What it measures is [`outcrop::Engine::score`]; opening and reading weights are not in the figure. `tokens` are
+//! those of the sequences, a shared query counted for each; `flops` are null for an encoder.
 //!
-//! Options: `--batch-tokens N`, `--threads N`, `--cutoff-layers A,B`, `--compress-ratio N`, `--compress-layers A,B`,
+//! Options: `--device D` (the CPU if not given), `--batch-tokens N`, `--threads N`, `--cutoff-layers A,B`, `--compress-ratio N`, `--compress-layers A,B`,
 //! `--no-prefix-sharing`, `--dtype f16|bf16|f32`.
 
 #![allow(clippy::print_stdout)]
@@ -13,7 +13,7 @@
 use std::io::BufRead;
 use std::time::Instant;
 
-use outcrop::{Compression, Dtype, Engine, EngineOptions, Score, ScoreOptions};
+use outcrop::{Compression, Device, Dtype, Engine, EngineOptions, Score, ScoreOptions};
 use serde_json::{Value, json};
 
 type Error = Box<dyn std::error::Error>;
@@ -68,6 +68,7 @@ fn main() -> Result<(), Error> {
 
 fn arguments() -> Result<Arguments, Error> {
     let mut found = Arguments::default();
+    found.engine.device = Device::Cpu;
     let mut rest = std::env::args().skip(1);
     while let Some(argument) = rest.next() {
         let mut value = || rest.next().ok_or_else(|| format!("{argument} needs a value"));
@@ -77,6 +78,7 @@ fn arguments() -> Result<Arguments, Error> {
         match argument.as_str() {
             "--batch-tokens" => found.engine.batch_tokens = Some(value()?.parse()?),
             "--threads" => found.engine.threads = Some(value()?.parse()?),
+            "--device" => found.engine.device = value()?.parse()?,
             "--no-prefix-sharing" => found.engine.prefix_sharing = false,
             "--dtype" => {
                 found.engine.dtype = match value()?.as_str() {

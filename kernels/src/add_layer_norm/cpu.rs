@@ -1,7 +1,6 @@
 //! One task per run of rows.
 
-use super::LayerNorm;
-use crate::Stream;
+use crate::CpuStream;
 use crate::math::{layer_norm_row, vectorize};
 use crate::shared_mut::SharedMut;
 
@@ -9,13 +8,15 @@ use crate::shared_mut::SharedMut;
 const ELEMENTS_PER_TASK: usize = 64 * 1024;
 
 pub(super) fn add_layer_norm(
-    stream: &Stream,
+    stream: &CpuStream,
     x: &mut [f32],
     y: &[f32],
-    norm: LayerNorm<'_>,
+    weight: &[f32],
+    bias: &[f32],
+    eps: f32,
     num_rows: usize,
 ) {
-    let hidden_size = norm.weight.len();
+    let hidden_size = weight.len();
     let x = SharedMut::new(x);
     stream.for_each_rows(num_rows, ELEMENTS_PER_TASK / hidden_size, |first, rows| {
         // SAFETY: tasks own disjoint runs of rows.
@@ -24,7 +25,7 @@ pub(super) fn add_layer_norm(
         vectorize!({
             for (x, y) in x.chunks_exact_mut(hidden_size).zip(y.chunks_exact(hidden_size)) {
                 x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
-                layer_norm_row(x, norm.weight, norm.bias, norm.eps);
+                layer_norm_row(x, weight, bias, eps);
             }
         });
     });

@@ -1,7 +1,7 @@
 //! Runs of rows per task; within a row, stretches of columns whose sum stays in registers while r runs.
 
 use super::LowRank;
-use crate::Stream;
+use crate::CpuStream;
 use crate::math::vectorize;
 use crate::shared_mut::SharedMut;
 
@@ -9,7 +9,7 @@ const ROWS_PER_TASK: usize = 16;
 /// Columns summed at a time.
 const STRETCH: usize = 64;
 
-pub(super) fn add_low_rank(stream: &Stream, w: &mut [f32], b: &[f32], a: &[f32], shape: LowRank) {
+pub(super) fn add_low_rank(stream: &CpuStream, w: &mut [f32], b: &[f32], a: &[f32], shape: LowRank) {
     let LowRank { out_features, in_features, rank, scale } = shape;
     let w = SharedMut::new(w);
     stream.for_each_rows(out_features, ROWS_PER_TASK, |first, num_rows| {

@@ -6,7 +6,7 @@
 //! | `a`     | `[r, in]`    | f32   | row-major                   |
 //! | `b`     | `[out, r]`   | f32   | row-major                   |
 //!
-//! For merging an adapter while a model is loaded.
+//! For merging an adapter while a model is loaded: on the host, whatever device the model goes to.
 //! Rounding: f32; the products of a row are summed over r in ascending order with fused multiply-adds, then scaled and added
 //! with one more: the order of the reference, which forms `b · a` first.
 //! Error bound: `(r + 2) * 2^-24 * |scale| * sum_r |b * a| + 2^-24 |w|`; tests use it.
@@ -18,7 +18,7 @@ mod cpu;
 mod tests;
 
 use crate::error::check_length;
-use crate::{Cost, Error, Stream};
+use crate::{Cost, CpuStream, Error};
 
 /// Shape and factor of an update.
 #[derive(Clone, Copy, Debug)]
@@ -35,7 +35,7 @@ pub struct LowRank {
 
 /// `w += scale * b · a`
 pub fn add_low_rank(
-    stream: &Stream,
+    stream: &CpuStream,
     w: &mut [f32],
     b: &[f32],
     a: &[f32],

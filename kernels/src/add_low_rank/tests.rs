@@ -1,6 +1,6 @@
 use super::{LowRank, add_low_rank};
 use crate::testing::{assert_close, assert_same_bits, values};
-use crate::{Error, Stream};
+use crate::{CpuStream, Error};
 
 #[test]
 fn matches_f64_at_every_shape_and_with_any_threads() {
@@ -24,7 +24,7 @@ fn matches_f64_at_every_shape_and_with_any_threads() {
             w.iter().zip(exact).map(|(w, x)| f64::from(*w) + f64::from(shape.scale) * x).collect();
         let run = |threads| {
             let mut w = w.clone();
-            add_low_rank(&Stream::cpu(Some(threads)).unwrap(), &mut w, &b, &a, shape).unwrap();
+            add_low_rank(&CpuStream::new(Some(threads)).unwrap(), &mut w, &b, &a, shape).unwrap();
             w
         };
         let got = run(2);
@@ -37,7 +37,7 @@ fn matches_f64_at_every_shape_and_with_any_threads() {
 
 #[test]
 fn wrong_lengths_are_refused() {
-    let stream = Stream::cpu(Some(1)).unwrap();
+    let stream = CpuStream::new(Some(1)).unwrap();
     let shape = LowRank { out_features: 2, in_features: 3, rank: 1, scale: 1.0 };
     for (w, b, a, name) in [(5, 2, 3, "w"), (6, 1, 3, "b"), (6, 2, 2, "a")] {
         match add_low_rank(&stream, &mut vec![0.0; w], &vec![0.0; b], &vec![0.0; a], shape) {

@@ -11,10 +11,10 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
-use super::{AttentionParams, Mask, Rows, Span};
+use super::{AttentionParams, Mask, Span};
 use crate::math::{exp2, tanh, vectorize};
 use crate::shared_mut::SharedMut;
-use crate::{Buffer, Stream};
+use crate::{CpuStream, HostBuffer};
 
 const BLOCK_Q: usize = 64;
 const BLOCK_K: usize = 256;
@@ -25,11 +25,11 @@ const LOWEST: f32 = -1e30;
 /// A task's memory, made once per thread.
 struct Scratch {
     /// Queries, `[head_dim, BLOCK_Q]`, times `softmax_scale * log2(e)`.
-    q: Buffer,
+    q: HostBuffer,
     /// Scores, then their exponentials, `[BLOCK_K, BLOCK_Q]`.
-    scores: Buffer,
+    scores: HostBuffer,
     /// Unnormalised output, `[BLOCK_Q, head_dim]`.
-    acc: Buffer,
+    acc: HostBuffer,
     /// Per query: the largest score so far, and the factor that brings older sums to it.
     max: [f32; BLOCK_Q],
     rescale: [f32; BLOCK_Q],
@@ -41,9 +41,9 @@ struct Scratch {
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch {
-        q: Buffer::zeros(HEAD_DIM_MAX * BLOCK_Q),
-        scores: Buffer::zeros(BLOCK_K * BLOCK_Q),
-        acc: Buffer::zeros(BLOCK_Q * HEAD_DIM_MAX),
+        q: HostBuffer::zeros(HEAD_DIM_MAX * BLOCK_Q),
+        scores: HostBuffer::zeros(BLOCK_K * BLOCK_Q),
+        acc: HostBuffer::zeros(BLOCK_Q * HEAD_DIM_MAX),
         max: [0.0; BLOCK_Q],
         rescale: [0.0; BLOCK_Q],
         sum: [0.0; BLOCK_Q],
@@ -51,8 +51,16 @@ thread_local! {
     });
 }
 
+/// [`Rows`](super::Rows) on the host.
+#[derive(Clone, Copy)]
+pub(super) struct Rows<'a> {
+    pub(super) elements: &'a [f32],
+    pub(super) stride: usize,
+    pub(super) column: usize,
+}
+
 pub(super) fn attention(
-    stream: &Stream,
+    stream: &CpuStream,
     out: &mut [f32],
     q: Rows<'_>,
     k: Rows<'_>,
@@ -104,8 +112,8 @@ struct Operand<'a> {
 impl<'a> Operand<'a> {
     fn new(rows: Rows<'a>, row: usize, column: usize) -> Self {
         // An empty run of rows may start at the very end.
-        let start = (row * rows.stride + rows.column + column).min(rows.buffer.len());
-        Self { data: &rows.buffer.as_slice()[start..], stride: rows.stride }
+        let start = (row * rows.stride + rows.column + column).min(rows.elements.len());
+        Self { data: &rows.elements[start..], stride: rows.stride }
     }
 
     /// The operand from row `row` on.

@@ -8,15 +8,19 @@
 //! |---------|-----------------------------------------|-------|-----------------------------------------------------|
 //! | `out`   | `[query rows, num_heads * head_dim]`    | f32   | row-major, overwritten where a span has queries     |
 //! | `q`     | `[query rows, num_heads * head_dim]`    | f32   | [`Rows`]: columns of a wider matrix                 |
-//! | `k` `v` | `[key rows, num_kv_heads * head_dim]`   | f32   | [`Rows`]                                            |
+//! | `k` `v` | `[key rows, num_kv_heads * head_dim]`   | f32   | [`Rows`]; CUDA: both of the same stride             |
+//!
+//! On CUDA all of them are of the operand type, and columns and strides multiples of 8.
 //!
 //! A span's keys are the rows `prefix`, then the rows `keys`; their positions count from 0 over both. Its queries are at the
 //! last positions, one after the other, so the last query sees the last key (with [`Mask::Full`] positions do not matter). Query
 //! head `h` reads key/value head `h / (num_heads / num_kv_heads)`.
 //!
-//! Limits: `16 <= head_dim <= 256`, a multiple of 8; spans in ascending order of their queries, without overlap.
+//! Limits: `16 <= head_dim <= 256`, a multiple of 8; `softmax_scale` and `softcap` above 0; spans in ascending order of their
+//! queries, without overlap.
 //! Memory: one score tile of 64 × 256 per thread; never a whole row of scores.
-//! Rounding: f32 throughout. Keys are taken in blocks of 256 counted from the start of the prefix and again from the start of
+//!
+//! Rounding on the CPU: f32 throughout. Keys are taken in blocks of 256 counted from the start of the prefix and again from the start of
 //! `keys`, queries in blocks of 64 counted from the span's first, with a running maximum and sum per query (Milakov and
 //! Gimelshein 2018, algorithm 3; Dao et al. 2022). An output row depends on its query, on its keys and values in order, and on
 //! where the prefix ends: whether the prefix rows stand before the others, elsewhere, or are shared makes no difference to a bit.
@@ -24,17 +28,31 @@
 //! the second term is the rounding of a score, which moves its weight by the same relative amount. A soft-cap adds
 //! `2 * 3e-7 * softcap`, the error of its tanh. Tests use it.
 //!
+//! Rounding on CUDA: scores, maxima, sums and `out` are summed in f32; weights are rounded to the operand type for their product with
+//! `v`, and `out` is once more. Keys are taken in blocks of 64 counted from the span's first, prefix or not, so that an output row
+//! depends on its query and on its keys and values in order alone. Spans of one query that are not cut into tiles have a kernel of
+//! their own, with the same sums in the same order: its bits are those of the other.
+//! Error bound with `u` the operand type's unit roundoff (f16 `2^-11`, bf16 `2^-8`), for `n` keys seen:
+//! `max|v| * (u + 2 d + (n / 8 + 64) * 2^-23) + u * |out|`, and in f16, whose smallest weights are subnormal, `n * max|v| * 2^-25`
+//! and `2^-25` more. `d` is the error of a logit: `(head_dim / 16 + 17) * 2^-23 * softmax_scale * max_key sum |q * k|`, since a matrix
+//! instruction sums 16 products at a time, and `6e-7 * softcap`.
+//!
 //! Cost: `4 * head_dim * num_heads` flops for each pair of a query and a key that it sees.
 //! Source: Vaswani et al. 2017, eq. 1; Ainslie et al. 2023 (grouped heads); Beltagy et al. 2020 (window); SPEC 3.3, 5, 6, 7.1.
 
 mod cpu;
+mod cuda;
+#[cfg(test)]
+pub(crate) mod cuda_tests;
 #[cfg(test)]
 mod tests;
+
+pub(crate) use self::cuda::instances;
 
 use std::ops::Range;
 
 use crate::error::check_length;
-use crate::{Buffer, Cost, Error, Stream};
+use crate::{Buffer, Cost, Error, Spans, Stream};
 
 /// Columns `column .. column + num_heads * head_dim` of a row-major matrix with rows of `stride` elements.
 #[derive(Clone, Copy)]
@@ -94,7 +112,7 @@ pub fn attention(
     q: Rows<'_>,
     k: Rows<'_>,
     v: Rows<'_>,
-    spans: &[Span],
+    spans: Spans<'_>,
     params: AttentionParams,
 ) -> Result<(), Error> {
     let AttentionParams { num_heads, num_kv_heads, head_dim, mask, .. } = params;
@@ -108,7 +126,7 @@ pub fn attention(
         return invalid("mask", "a window of at least 1", 0);
     }
     let (mut num_queries, mut num_keys) = (0, 0);
-    for (i, span) in spans.iter().enumerate() {
+    for (i, span) in spans.host().iter().enumerate() {
         if span.queries.start < num_queries || span.queries.end < span.queries.start {
             return invalid("spans", "ascending queries without overlap; not so in this span", i);
         }
@@ -128,8 +146,20 @@ pub fn attention(
         check_length("attention", operand, rows.stride, rows.column + width)?;
         check_length("attention", operand, rows.buffer.len(), num_rows * rows.stride)?;
     }
-    cpu::attention(stream, out.as_mut_slice(), q, k, v, spans, params);
-    Ok(())
+    match stream {
+        Stream::Cpu(cpu) => {
+            let [q, k, v] = [q.host()?, k.host()?, v.host()?];
+            cpu::attention(cpu, out.host_mut()?, q, k, v, spans.host(), params);
+            Ok(())
+        }
+        Stream::Cuda(cuda) => cuda::attention(cuda, out, [q, k, v], spans, params),
+    }
+}
+
+impl<'a> Rows<'a> {
+    fn host(&self) -> Result<cpu::Rows<'a>, Error> {
+        Ok(cpu::Rows { elements: self.buffer.host()?, stride: self.stride, column: self.column })
+    }
 }
 
 fn invalid(parameter: &'static str, expected: &'static str, found: usize) -> Result<(), Error> {

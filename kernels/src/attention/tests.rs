@@ -1,8 +1,9 @@
 use std::ops::Range;
 
 use super::{AttentionParams, Mask, Rows, Span, attention};
-use crate::testing::{assert_close, assert_same_bits, buffer};
-use crate::{Buffer, Error, Segments, Stream};
+use crate::layout::{Layout, ScoredRow, Segments};
+use crate::testing::{assert_close, assert_same_bits, buffer, of, zeros};
+use crate::{Buffer, Error, Stream};
 
 /// A fused q | k | v matrix and its three views.
 fn views(qkv: &Buffer, p: AttentionParams) -> [Rows<'_>; 3] {
@@ -15,14 +16,16 @@ fn qkv(seed: u64, num_tokens: usize, p: AttentionParams) -> Buffer {
 }
 
 fn whole_spans(lengths: &[usize]) -> (Vec<Span>, usize) {
-    let segments = Segments::from_lengths(lengths.iter().copied());
-    ((0..lengths.len()).map(|i| Span::whole(segments.range(i))).collect(), segments.num_tokens())
+    let layout = Layout::new(Segments::of_sequences(lengths.iter().copied(), ScoredRow::First));
+    let num_tokens = layout.num_tokens();
+    (layout.spans, num_tokens)
 }
 
 fn reference(q: Rows<'_>, k: Rows<'_>, v: Rows<'_>, spans: &[Span], p: AttentionParams) -> Vec<f64> {
     let hidden = p.num_heads * p.head_dim;
-    let at =
-        |r: Rows<'_>, row: usize, col: usize| f64::from(r.buffer.as_slice()[row * r.stride + r.column + col]);
+    let at = |r: Rows<'_>, row: usize, col: usize| {
+        f64::from(r.buffer.host().unwrap()[row * r.stride + r.column + col])
+    };
     let mut out = vec![0.0; spans.last().map_or(0, |span| span.queries.end) * hidden];
     for span in spans {
         let keys: Vec<usize> = span.prefix.clone().chain(span.keys.clone()).collect();
@@ -76,12 +79,12 @@ fn check(what: &str, qkv: &Buffer, spans: &[Span], p: AttentionParams) {
     let stream = Stream::cpu(Some(2)).unwrap();
     let [q, k, v] = views(qkv, p);
     let expected = reference(q, k, v, spans, p);
-    let mut out = Buffer::from_slice(&vec![f32::NAN; expected.len()]);
-    attention(&stream, &mut out, q, k, v, spans, p).unwrap();
+    let mut out = of(&vec![f32::NAN; expected.len()]);
+    attention(&stream, &mut out, q, k, v, spans.into(), p).unwrap();
     for span in spans {
         let hidden = p.num_heads * p.head_dim;
         let elements = span.queries.start * hidden..span.queries.end * hidden;
-        assert_close(what, &out.as_slice()[elements.clone()], &expected[elements], |_| bound(p));
+        assert_close(what, &out.host().unwrap()[elements.clone()], &expected[elements], |_| bound(p));
     }
 }
 
@@ -139,16 +142,17 @@ fn a_prefix_may_stand_anywhere_and_be_shared() {
             let (stream, width) = (Stream::cpu(Some(2)).unwrap(), 4 * 32);
             let run = |qkv: &Buffer, spans: &[Span]| {
                 let [q, k, v] = views(qkv, p);
-                let mut out = Buffer::zeros(qkv.len() / width * 64);
-                attention(&stream, &mut out, q, k, v, spans, p).unwrap();
+                let mut out = zeros(qkv.len() / width * 64);
+                attention(&stream, &mut out, q, k, v, spans.into(), p).unwrap();
                 out
             };
             let expected = run(&shared, &shared_spans);
-            let at =
-                |out: &Buffer, rows: Range<usize>| out.as_slice()[rows.start * 64..rows.end * 64].to_vec();
+            let at = |out: &Buffer, rows: Range<usize>| {
+                out.host().unwrap()[rows.start * 64..rows.end * 64].to_vec()
+            };
             for span in &shared_spans[..3] {
-                let rows = |r: &Range<usize>| shared.as_slice()[r.start * width..r.end * width].to_vec();
-                let own = Buffer::from_slice(&[rows(&prefix), rows(&span.keys)].concat());
+                let rows = |r: &Range<usize>| shared.host().unwrap()[r.start * width..r.end * width].to_vec();
+                let own = of(&[rows(&prefix), rows(&span.keys)].concat());
                 let end = prefix_len + span.keys.len();
                 let own_spans = [
                     Span::whole(0..prefix_len),
@@ -181,27 +185,27 @@ fn one_query_row_alone_has_the_bits_it_has_among_all() {
         let hidden = 96;
         let data = qkv(1, num_tokens, p);
         let [q, k, v] = views(&data, p);
-        let mut whole = Buffer::zeros(num_tokens * hidden);
-        attention(&stream, &mut whole, q, k, v, &all, p).unwrap();
+        let mut whole = zeros(num_tokens * hidden);
+        attention(&stream, &mut whole, q, k, v, (&all[..]).into(), p).unwrap();
 
         let picked: Vec<usize> = all
             .iter()
             .map(|s| if mask == Mask::Full { s.queries.start } else { s.queries.end - 1 })
             .collect();
         let rows: Vec<f32> =
-            picked.iter().flat_map(|row| data.as_slice()[row * q.stride..][..hidden].to_vec()).collect();
-        let rows = Buffer::from_slice(&rows);
+            picked.iter().flat_map(|row| data.host().unwrap()[row * q.stride..][..hidden].to_vec()).collect();
+        let rows = of(&rows);
         let q = Rows { buffer: &rows, stride: hidden, column: 0 };
         let one: Vec<Span> = all
             .iter()
             .enumerate()
             .map(|(i, s)| Span { queries: i..i + 1, prefix: 0..0, keys: s.keys.clone() })
             .collect();
-        let mut out = Buffer::zeros(picked.len() * hidden);
-        attention(&stream, &mut out, q, k, v, &one, p).unwrap();
+        let mut out = zeros(picked.len() * hidden);
+        attention(&stream, &mut out, q, k, v, (&one[..]).into(), p).unwrap();
         for (i, row) in picked.into_iter().enumerate() {
-            let expected = &whole.as_slice()[row * hidden..(row + 1) * hidden];
-            assert_same_bits("one row", &out.as_slice()[i * hidden..(i + 1) * hidden], expected);
+            let expected = &whole.host().unwrap()[row * hidden..(row + 1) * hidden];
+            assert_same_bits("one row", &out.host().unwrap()[i * hidden..(i + 1) * hidden], expected);
         }
     }
 }
@@ -216,18 +220,18 @@ fn a_sequence_has_the_same_bits_alone_in_any_batch_and_with_any_threads() {
         let run = |threads, data: &Buffer, spans: &[Span]| {
             let stream = Stream::cpu(Some(threads)).unwrap();
             let [q, k, v] = views(data, p);
-            let mut out = Buffer::zeros(data.len() / width * hidden);
-            attention(&stream, &mut out, q, k, v, spans, p).unwrap();
+            let mut out = zeros(data.len() / width * hidden);
+            attention(&stream, &mut out, q, k, v, spans.into(), p).unwrap();
             out
         };
         let whole = run(1, &data, &batch);
-        assert_same_bits("threads", run(5, &data, &batch).as_slice(), whole.as_slice());
+        assert_same_bits("threads", run(5, &data, &batch).host().unwrap(), whole.host().unwrap());
         for span in &batch {
             let rows = span.keys.clone();
-            let alone = Buffer::from_slice(&data.as_slice()[rows.start * width..rows.end * width]);
+            let alone = of(&data.host().unwrap()[rows.start * width..rows.end * width]);
             let out = run(2, &alone, &[Span::whole(0..rows.len())]);
-            let expected = &whole.as_slice()[rows.start * hidden..rows.end * hidden];
-            assert_same_bits("alone", out.as_slice(), expected);
+            let expected = &whole.host().unwrap()[rows.start * hidden..rows.end * hidden];
+            assert_same_bits("alone", out.host().unwrap(), expected);
         }
     }
 }
@@ -247,10 +251,11 @@ fn the_cost_counts_what_is_seen() {
 #[test]
 fn what_the_contract_excludes_is_refused() {
     let stream = Stream::cpu(Some(1)).unwrap();
-    let data = Buffer::zeros(4 * 3 * 64);
+    let data = zeros(4 * 3 * 64);
     let [q, k, v] = views(&data, params(1, 64));
-    let run = |out: &mut Buffer, v: Rows<'_>, spans: &[Span], p| attention(&stream, out, q, k, v, spans, p);
-    let mut out = Buffer::zeros(4 * 64);
+    let run =
+        |out: &mut Buffer, v: Rows<'_>, spans: &[Span], p| attention(&stream, out, q, k, v, spans.into(), p);
+    let mut out = zeros(4 * 64);
     let whole = [Span::whole(0..4)];
     let refused = |result: Result<(), Error>, name: &str| match result {
         Err(Error::Parameter { parameter, .. }) => assert_eq!(parameter, name),
@@ -270,7 +275,7 @@ fn what_the_contract_excludes_is_refused() {
     assert!(run(&mut out, v, &[span(0..3)], p).is_ok());
     refused(run(&mut out, v, &[span(0..3)], AttentionParams { mask: Mask::Causal, ..p }), "spans");
     refused(run(&mut out, v, &[span(1..5)], p), "k");
-    refused(run(&mut Buffer::zeros(5 * 64), v, &[Span::whole(0..5)], p), "q");
-    refused(run(&mut Buffer::zeros(255), v, &whole, p), "out");
+    refused(run(&mut zeros(5 * 64), v, &[Span::whole(0..5)], p), "q");
+    refused(run(&mut zeros(255), v, &whole, p), "out");
     refused(run(&mut out, Rows { column: 129, ..v }, &whole, p), "v");
 }

@@ -1,13 +1,13 @@
 //! A copy per row.
 
 use super::Block;
-use crate::Stream;
+use crate::CpuStream;
 use crate::shared_mut::SharedMut;
 
 const ROWS_PER_TASK: usize = 64;
 
 pub(super) fn copy_block(
-    stream: &Stream,
+    stream: &CpuStream,
     out: &mut [f32],
     to: Block,
     x: &[f32],
@@ -18,9 +18,10 @@ pub(super) fn copy_block(
     let out = SharedMut::new(out);
     stream.for_each_rows(num_rows, ROWS_PER_TASK, |first, rows| {
         for i in first..first + rows {
-            let source = &x[(from.row + i) * from.stride + from.column..][..num_cols];
+            let source = &x[(from.row.get() + i) * from.stride + from.column..][..num_cols];
             // SAFETY: every row belongs to one task, and a row's columns do not reach the next row.
-            unsafe { out.slice((to.row + i) * to.stride + to.column, num_cols) }.copy_from_slice(source);
+            unsafe { out.slice((to.row.get() + i) * to.stride + to.column, num_cols) }
+                .copy_from_slice(source);
         }
     });
 }

@@ -2,12 +2,12 @@
 
 use crate::math::vectorize;
 use crate::shared_mut::SharedMut;
-use crate::{Elements, Stream};
+use crate::{CpuStream, Elements};
 
 const TOKENS_PER_TASK: usize = 64;
 
 pub(super) fn embed(
-    stream: &Stream,
+    stream: &CpuStream,
     out: &mut [f32],
     table: Elements<'_>,
     input_ids: &[u32],

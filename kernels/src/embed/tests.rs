@@ -1,8 +1,8 @@
 use half::{bf16, f16};
 
 use super::embed;
-use crate::testing::{assert_close, assert_same_bits, values};
-use crate::{Buffer, Elements, Error, Stream};
+use crate::testing::{assert_close, assert_same_bits, values, zeros};
+use crate::{Elements, Error, Stream, Table};
 
 const VOCAB: usize = 50;
 
@@ -20,14 +20,14 @@ fn matches_f64_in_every_stored_type() {
         let brain: Vec<bf16> = stored.iter().map(|x| bf16::from_f32(*x)).collect();
         let input_ids = ids(150);
         for table in [Elements::F32(&stored), Elements::F16(&half), Elements::BF16(&brain)] {
-            let mut out = Buffer::zeros(150 * hidden);
-            embed(&stream, &mut out, table, &input_ids, hidden, scale).unwrap();
+            let mut out = zeros(150 * hidden);
+            embed(&stream, &mut out, Table::Mapped(table), (&input_ids[..]).into(), hidden, scale).unwrap();
             let expected: Vec<f64> = input_ids
                 .iter()
                 .flat_map(|id| table.slice(*id as usize * hidden, hidden).to_vec())
                 .map(|x| f64::from(x) * f64::from(scale))
                 .collect();
-            assert_close(&format!("hidden {hidden}"), out.as_slice(), &expected, |i| {
+            assert_close(&format!("hidden {hidden}"), out.host().unwrap(), &expected, |i| {
                 2f64.powi(-24) * expected[i].abs()
             });
         }
@@ -41,14 +41,15 @@ fn a_row_has_the_same_bits_anywhere() {
     let input_ids = ids(333);
     let run = |threads, tokens: std::ops::Range<usize>| {
         let stream = Stream::cpu(Some(threads)).unwrap();
-        let mut out = Buffer::zeros(tokens.len() * hidden);
-        embed(&stream, &mut out, Elements::F16(&stored), &input_ids[tokens], hidden, 45.25).unwrap();
+        let mut out = zeros(tokens.len() * hidden);
+        let table = Table::Mapped(Elements::F16(&stored));
+        embed(&stream, &mut out, table, (&input_ids[tokens]).into(), hidden, 45.25).unwrap();
         out
     };
     let whole = run(1, 0..333);
-    assert_same_bits("threads", run(4, 0..333).as_slice(), whole.as_slice());
-    let expected = &whole.as_slice()[200 * hidden..201 * hidden];
-    assert_same_bits("alone", run(2, 200..201).as_slice(), expected);
+    assert_same_bits("threads", run(4, 0..333).host().unwrap(), whole.host().unwrap());
+    let expected = &whole.host().unwrap()[200 * hidden..201 * hidden];
+    assert_same_bits("alone", run(2, 200..201).host().unwrap(), expected);
 }
 
 #[test]
@@ -56,7 +57,8 @@ fn bad_arguments_are_refused() {
     let stream = Stream::cpu(Some(1)).unwrap();
     let stored = values(1, VOCAB * 4);
     let run = |len, input_ids: &[u32], hidden| {
-        embed(&stream, &mut Buffer::zeros(len), Elements::F32(&stored), input_ids, hidden, 1.0)
+        let table = Table::Mapped(Elements::F32(&stored));
+        embed(&stream, &mut zeros(len), table, input_ids.into(), hidden, 1.0)
     };
     assert!(matches!(
         run(8, &[0, 50], 4),

@@ -1,22 +1,36 @@
 //! One task per run of tokens; a row is summed in the output's own memory.
 
-use super::EmbeddingTables;
-use crate::Stream;
-use crate::add_layer_norm::LayerNorm;
 use crate::math::{layer_norm_row, vectorize};
 use crate::shared_mut::SharedMut;
+use crate::{CpuStream, Elements};
 
 const TOKENS_PER_TASK: usize = 64;
 /// Elements of a 16-bit position row widened at a time.
 const CHUNK: usize = 256;
 
+/// [`EmbeddingTables`](super::EmbeddingTables) on the host.
+#[derive(Clone, Copy)]
+pub(super) struct Tables<'a> {
+    pub(super) word: Elements<'a>,
+    pub(super) position: Elements<'a>,
+    pub(super) token_type: &'a [f32],
+}
+
+/// [`LayerNorm`](crate::add_layer_norm::LayerNorm) on the host.
+#[derive(Clone, Copy)]
+pub(super) struct Norm<'a> {
+    pub(super) weight: &'a [f32],
+    pub(super) bias: &'a [f32],
+    pub(super) eps: f32,
+}
+
 pub(super) fn embed_layer_norm(
-    stream: &Stream,
+    stream: &CpuStream,
     out: &mut [f32],
-    tables: EmbeddingTables<'_>,
+    tables: Tables<'_>,
     input_ids: &[u32],
     position_ids: &[u32],
-    norm: LayerNorm<'_>,
+    norm: Norm<'_>,
 ) {
     let hidden_size = norm.weight.len();
     let out = SharedMut::new(out);

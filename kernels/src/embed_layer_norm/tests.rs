@@ -2,8 +2,8 @@ use half::{bf16, f16};
 
 use super::{EmbeddingTables, embed_layer_norm};
 use crate::add_layer_norm::LayerNorm;
-use crate::testing::{assert_close, assert_same_bits, values};
-use crate::{Buffer, Elements, Error, Stream};
+use crate::testing::{assert_close, assert_same_bits, buffer, values, zeros};
+use crate::{Buffer, Elements, Error, Stream, Table};
 
 const VOCAB: usize = 50;
 const POSITIONS: usize = 20;
@@ -18,7 +18,7 @@ fn matches_f64_in_every_stored_type() {
     let stream = Stream::cpu(Some(2)).unwrap();
     for hidden in [8, 17, 256, 300, 1024] {
         let (word, position) = (values(1, VOCAB * hidden), values(2, POSITIONS * hidden));
-        let (token_type, weight, bias) = (values(3, hidden), values(4, hidden), values(5, hidden));
+        let (token_type, weight, bias) = (buffer(3, hidden), buffer(4, hidden), buffer(5, hidden));
         let norm = LayerNorm { weight: &weight, bias: &bias, eps: 1e-5 };
         let (input_ids, position_ids) = ids(150);
         let half = |x: &[f32]| x.iter().map(|x| f16::from_f32(*x)).collect::<Vec<_>>();
@@ -30,10 +30,23 @@ fn matches_f64_in_every_stored_type() {
             (Elements::F16(&half_word), Elements::F16(&half_position)),
             (Elements::BF16(&brain_word), Elements::BF16(&brain_position)),
         ] {
-            let tables = EmbeddingTables { word, position, token_type: &token_type };
-            let mut out = Buffer::zeros(150 * hidden);
-            embed_layer_norm(&stream, &mut out, tables, &input_ids, &position_ids, norm).unwrap();
+            let tables = EmbeddingTables {
+                word: Table::Mapped(word),
+                position: Table::Mapped(position),
+                token_type: &token_type,
+            };
+            let mut out = zeros(150 * hidden);
+            embed_layer_norm(
+                &stream,
+                &mut out,
+                tables,
+                (&input_ids[..]).into(),
+                (&position_ids[..]).into(),
+                norm,
+            )
+            .unwrap();
             let (word, position) = (word.to_vec(), position.to_vec());
+            let [token_type, weight, bias] = [&token_type, &weight, &bias].map(|b| b.host().unwrap());
             let mut expected = Vec::new();
             for (id, position_id) in input_ids.iter().zip(&position_ids) {
                 let (id, position_id) = (*id as usize, *position_id as usize);
@@ -53,7 +66,7 @@ fn matches_f64_in_every_stored_type() {
             }
             // As add_layer_norm's bound, with sigma >= 0.5 and |z| <= 3.
             let bound = 1e-6 * ((hidden as f64).sqrt() + 6.0) + 2e-7;
-            assert_close(&format!("hidden {hidden}"), out.as_slice(), &expected, |_| bound);
+            assert_close(&format!("hidden {hidden}"), out.host().unwrap(), &expected, |_| bound);
         }
     }
 }
@@ -62,36 +75,44 @@ fn matches_f64_in_every_stored_type() {
 fn threads_do_not_change_bits() {
     let hidden = 96;
     let (word, position) = (values(1, VOCAB * hidden), values(2, POSITIONS * hidden));
-    let (token_type, weight, bias) = (values(3, hidden), values(4, hidden), values(5, hidden));
+    let (token_type, weight, bias) = (buffer(3, hidden), buffer(4, hidden), buffer(5, hidden));
     let tables = EmbeddingTables {
-        word: Elements::F32(&word),
-        position: Elements::F32(&position),
+        word: Table::Mapped(Elements::F32(&word)),
+        position: Table::Mapped(Elements::F32(&position)),
         token_type: &token_type,
     };
     let norm = LayerNorm { weight: &weight, bias: &bias, eps: 1e-5 };
     let (input_ids, position_ids) = ids(333);
     let run = |threads| {
-        let mut out = Buffer::zeros(333 * hidden);
+        let mut out = zeros(333 * hidden);
         let stream = Stream::cpu(Some(threads)).unwrap();
-        embed_layer_norm(&stream, &mut out, tables, &input_ids, &position_ids, norm).unwrap();
+        embed_layer_norm(
+            &stream,
+            &mut out,
+            tables,
+            (&input_ids[..]).into(),
+            (&position_ids[..]).into(),
+            norm,
+        )
+        .unwrap();
         out
     };
-    assert_same_bits("threads", run(1).as_slice(), run(4).as_slice());
+    assert_same_bits("threads", run(1).host().unwrap(), run(4).host().unwrap());
 }
 
 #[test]
 fn an_index_beyond_a_table_is_named() {
     let stream = Stream::cpu(Some(1)).unwrap();
-    let (word, position) = (values(1, VOCAB * 4), values(2, POSITIONS * 4));
+    let (word, position, row) = (values(1, VOCAB * 4), values(2, POSITIONS * 4), zeros(4));
     let tables = EmbeddingTables {
-        word: Elements::F32(&word),
-        position: Elements::F32(&position),
-        token_type: &[0.0; 4],
+        word: Table::Mapped(Elements::F32(&word)),
+        position: Table::Mapped(Elements::F32(&position)),
+        token_type: &row,
     };
-    let norm = LayerNorm { weight: &[1.0; 4], bias: &[0.0; 4], eps: 1e-5 };
-    let mut out = Buffer::zeros(8);
+    let norm = LayerNorm { weight: &row, bias: &row, eps: 1e-5 };
+    let mut out = zeros(8);
     let run = |out: &mut Buffer, ids: &[u32], positions: &[u32]| {
-        embed_layer_norm(&stream, out, tables, ids, positions, norm)
+        embed_layer_norm(&stream, out, tables, ids.into(), positions.into(), norm)
     };
     assert!(matches!(
         run(&mut out, &[0, 50], &[0, 1]),

@@ -1,45 +1,47 @@
 //! Row gather: `out[i] = x[rows[i]]`.
 //!
-//! | operand | shape                     | dtype | layout                 |
-//! |---------|---------------------------|-------|------------------------|
-//! | `out`   | `[rows.len(), row_len]`   | f32   | row-major, overwritten |
-//! | `x`     | `[n, row_len]`            | f32   | row-major              |
-//! | `rows`  | `[rows.len()]`            | usize |                        |
+//! | operand | shape                     | dtype                      | layout                 |
+//! |---------|---------------------------|----------------------------|------------------------|
+//! | `out`   | `[rows.len(), row_len]`   | that of `x`                | row-major, overwritten |
+//! | `x`     | `[n, row_len]`            | f32; CUDA: or operand type | row-major              |
+//! | `rows`  | `[rows.len()]`            | u32                        |                        |
 //!
 //! Used to leave all but the scored rows behind in the last executed layer. Exact.
-//! Cost: `8 * rows.len() * row_len` bytes. Errors: [`Error::Length`], [`Error::IndexOutOfRange`].
+//! Cost: `8 * rows.len() * row_len` bytes. Errors: [`Error::Length`], [`Error::IndexOutOfRange`]; on CUDA
+//! [`Error::Parameter`] unless `row_len` is a multiple of 8 and both types are one.
 
 mod cpu;
+mod cuda;
+#[cfg(test)]
+pub(crate) mod cuda_tests;
 #[cfg(test)]
 mod tests;
 
-use crate::error::check_length;
-use crate::{Buffer, Cost, Error, Stream};
+pub(crate) use self::cuda::instances;
+
+use crate::error::{check_indices, check_length};
+use crate::{Buffer, Cost, Error, Indices, Stream};
 
 /// Copies the rows `rows` of `x`, each of `row_len` elements, to `out`.
 pub fn gather_rows(
     stream: &Stream,
     out: &mut Buffer,
     x: &Buffer,
-    rows: &[usize],
+    rows: Indices<'_>,
     row_len: usize,
 ) -> Result<(), Error> {
-    check_length("gather_rows", "out", out.len(), rows.len() * row_len)?;
+    check_length("gather_rows", "out", out.len(), rows.len().get() * row_len)?;
     if row_len == 0 {
         return Ok(());
     }
-    let num_rows = x.len() / row_len;
-    if let Some(position) = rows.iter().position(|row| *row >= num_rows) {
-        return Err(Error::IndexOutOfRange {
-            kernel: "gather_rows",
-            table: "x",
-            index: u32::try_from(rows[position]).unwrap_or(u32::MAX),
-            position,
-            rows: num_rows,
-        });
+    check_indices("gather_rows", "x", rows.host(), x.len() / row_len)?;
+    match stream {
+        Stream::Cpu(cpu) => {
+            cpu::gather_rows(cpu, out.host_mut()?, x.host()?, rows.host(), row_len);
+            Ok(())
+        }
+        Stream::Cuda(cuda) => cuda::gather_rows(cuda, out, x, rows, row_len),
     }
-    cpu::gather_rows(stream, out.as_mut_slice(), x.as_slice(), rows, row_len);
-    Ok(())
 }
 
 /// Work of one call.

@@ -3,35 +3,48 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
+use super::Activation;
 use super::matrix::{Matrix, PANEL_WIDTH_MAX, Panel, PanelData};
-use super::{Activation, Epilogue};
 use crate::math::{gelu_erf, gelu_tanh, silu, vectorize};
 use crate::shared_mut::SharedMut;
-use crate::{Buffer, Elements, Stream};
+use crate::{CpuStream, Elements, Error, HostBuffer};
 
 /// Rows of `a` in a tile: enough that re-ordering a panel for the microkernel, once per tile, is below 4 % of the work.
 const BLOCK_M_MAX: usize = 1024;
-/// The same where gate and up products are kept apart from `d` until they meet: 512 × 384 of them are 768 KiB.
-const GATED_BLOCK_M_MAX: usize = 512;
+/// The same where products are kept apart from `d`: 512 × 384 of them are 768 KiB.
+const APART_BLOCK_M_MAX: usize = 512;
 /// A tile of fewer rows than this leaves the inner product short of work; more tasks would not pay.
 const BLOCK_M_MIN: usize = 32;
 /// Longest run of k summed before it is added to `d`. The `gemm` crate would choose a blocking of its own above this, and
 /// choose it by the size of the tile; at or below, it sums k in one run, so results do not depend on the tile.
 const BLOCK_K_MAX: usize = 512;
 
+/// [`Epilogue`](super::Epilogue) on the host; biases are those of the parts asked for.
+#[derive(Clone, Copy)]
+pub(super) enum HostEpilogue<'a> {
+    None,
+    Bias(&'a [f32]),
+    BiasGeluErf(&'a [f32]),
+    BiasTanh(&'a [f32]),
+    AddScaled(f32),
+    Gated(Activation),
+}
+
 pub(super) fn gemm(
-    stream: &Stream,
+    stream: &CpuStream,
     d: &mut [f32],
     a: &[f32],
     b: &Matrix,
     parts: Range<usize>,
     m: usize,
-    epilogue: Epilogue<'_>,
-) {
+    epilogue: HostEpilogue<'_>,
+) -> Result<(), Error> {
     let n = b.outputs_of(parts.clone());
     let first_row = b.first_row_of(parts.start);
-    let panels = b.panels_of(parts);
-    let block_m_max = if b.is_gated() { GATED_BLOCK_M_MAX } else { BLOCK_M_MAX };
+    let panels = b.panels_of(parts)?;
+    // Products that are not stored as they are wait in memory of their own.
+    let is_apart = matches!(epilogue, HostEpilogue::Gated(_) | HostEpilogue::AddScaled(_));
+    let block_m_max = if is_apart { APART_BLOCK_M_MAX } else { BLOCK_M_MAX };
     let block_m = block_m(m, block_m_max, panels.len(), stream.num_threads());
     let d = SharedMut::new(&mut d[..m * n]);
     stream.for_each(m.div_ceil(block_m) * panels.len(), |i| {
@@ -47,12 +60,17 @@ pub(super) fn gemm(
             num_cols: panel.num_rows,
             row_stride: n,
         };
-        if let Epilogue::Gated(activation) = epilogue {
-            GATE_UP.with_borrow_mut(|gate_up| {
-                let gate_up = &mut gate_up.as_mut_slice()[..num_rows * panel.width];
-                Tile::of(gate_up, num_rows, panel.width).multiply(a, panel, b.k());
-                // SAFETY: tiles are disjoint, and this task owns this one.
-                unsafe { tile.gate(gate_up, activation) };
+        if is_apart {
+            PRODUCT.with_borrow_mut(|product| {
+                let product = &mut product.as_mut_slice()[..num_rows * panel.width];
+                Tile::of(product, num_rows, panel.width).multiply(a, panel, b.k());
+                match epilogue {
+                    // SAFETY: tiles are disjoint, and this task owns this one.
+                    HostEpilogue::Gated(activation) => unsafe { tile.gate(product, activation) },
+                    // SAFETY: as above.
+                    HostEpilogue::AddScaled(scale) => unsafe { tile.add_scaled(product, scale) },
+                    _ => {}
+                }
             });
         } else {
             tile.multiply(a, panel, b.k());
@@ -60,6 +78,7 @@ pub(super) fn gemm(
             vectorize!(unsafe { tile.apply(epilogue) });
         }
     });
+    Ok(())
 }
 
 /// Rows per tile: blocks of equal size, enough of them that every thread has a share and the shares are even.
@@ -88,8 +107,8 @@ struct Tile<'a> {
 thread_local! {
     /// A chunk of a 16-bit panel, widened to f32.
     static WIDENED: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
-    /// Gate and up products of a tile, `[rows, panel width]`.
-    static GATE_UP: RefCell<Buffer> = RefCell::new(Buffer::zeros(GATED_BLOCK_M_MAX * PANEL_WIDTH_MAX));
+    /// Products of a tile that are kept apart from `d`, `[rows, panel width]`.
+    static PRODUCT: RefCell<HostBuffer> = RefCell::new(HostBuffer::zeros(APART_BLOCK_M_MAX * PANEL_WIDTH_MAX));
 }
 
 impl<'a> Tile<'a> {
@@ -148,29 +167,34 @@ impl<'a> Tile<'a> {
     /// # Safety
     /// The calling task owns the tile.
     #[inline(always)]
-    unsafe fn apply(&self, epilogue: Epilogue<'_>) {
+    unsafe fn apply(&self, epilogue: HostEpilogue<'_>) {
         let cols = self.col..self.col + self.num_cols;
         for row in 0..self.num_rows {
             // SAFETY: passed on to the caller.
             let d = unsafe { self.row_mut(row) };
             match epilogue {
-                // The gated epilogue has a tile of its own.
-                Epilogue::None | Epilogue::Gated(_) => {}
-                Epilogue::Bias(bias) => d.iter_mut().zip(&bias[cols.clone()]).for_each(|(d, b)| *d += b),
-                Epilogue::BiasGeluErf(bias) => {
+                // The last two have methods of their own.
+                HostEpilogue::None | HostEpilogue::Gated(_) | HostEpilogue::AddScaled(_) => {}
+                HostEpilogue::Bias(bias) => d.iter_mut().zip(&bias[cols.clone()]).for_each(|(d, b)| *d += b),
+                HostEpilogue::BiasGeluErf(bias) => {
                     d.iter_mut().zip(&bias[cols.clone()]).for_each(|(d, b)| *d = gelu_erf(*d + b));
                 }
-                Epilogue::BiasTanh(bias) => {
+                HostEpilogue::BiasTanh(bias) => {
                     d.iter_mut().zip(&bias[cols.clone()]).for_each(|(d, b)| *d = (*d + b).tanh());
                 }
-                Epilogue::BiasResidual(bias, residual) => {
-                    let start = (self.row + row) * self.row_stride + self.col;
-                    let residual = &residual.as_slice()[start..start + self.num_cols];
-                    for ((d, b), r) in d.iter_mut().zip(&bias[cols.clone()]).zip(residual) {
-                        *d = (*d + b) + r;
-                    }
-                }
             }
+        }
+    }
+
+    /// `tile += scale * product`
+    ///
+    /// # Safety
+    /// The calling task owns the tile.
+    unsafe fn add_scaled(&self, product: &[f32], scale: f32) {
+        for (row, product) in product.chunks_exact(self.num_cols).enumerate() {
+            // SAFETY: passed on to the caller.
+            let d = unsafe { self.row_mut(row) };
+            vectorize!(d.iter_mut().zip(product).for_each(|(d, x)| *d = scale.mul_add(*x, *d)));
         }
     }
 

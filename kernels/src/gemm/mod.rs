@@ -2,56 +2,70 @@
 //!
 //! `d[m, n] = epilogue(sum_k a[m, k] * b[n, k])`, all row-major ("NT": weights as checkpoints store them, `[out, in]`).
 //!
-//! | operand    | shape         | dtype                   | layout                                        |
-//! |------------|---------------|-------------------------|-----------------------------------------------|
-//! | `d`        | `[m, n]`      | f32                     | row-major, overwritten                        |
-//! | `a`        | `[m, k]`      | f32                     | row-major                                     |
-//! | `b`        | `[n, k]`      | f32, f16, bf16 as stored | [`Matrix`]: packed panels, see there         |
-//! | `bias`     | `[n]`         | f32                     | inside [`Epilogue`]                           |
-//! | `residual` | `[m, n]`      | f32                     | inside [`Epilogue`], row-major                |
+//! | operand    | shape         | dtype                                                   | layout                       |
+//! |------------|---------------|---------------------------------------------------------|------------------------------|
+//! | `d`        | `[m, n]`      | f32; CUDA: operand type, f32 with [`Epilogue::AddScaled`] | row-major, overwritten       |
+//! | `a`        | `[m, k]`      | f32; CUDA: operand type                                 | row-major                    |
+//! | `b`        | `[n, k]`      | f32, f16, bf16 as stored; CUDA: operand type            | [`Matrix`]                   |
+//! | `bias`     | of all parts  | f32                                                     | inside [`Epilogue`]          |
 //!
 //! With a gated matrix, `b` holds a gate and an up projection of `n` rows each, interleaved while packing, and
 //! `d = activation(a · gateᵀ) * (a · upᵀ)` (GeGLU and SwiGLU: Shazeer 2020); neither product is stored.
 //!
 //! `m == 0` is a no-op. `d` may not alias an input (the borrow checker holds that).
 //!
-//! Rounding: products and sums in f32 with fused multiply-adds. k is cut into equal chunks of at most 512; each chunk is
-//! summed in ascending order from zero and the chunk sums are added in ascending order. So an element of `d` depends on its
-//! row of `a` and its row of `b` alone: not on `m`, the tile it fell in, or the number of threads.
-//! Error bound: `|d - exact| <= (k + 2) * 2^-24 * sum_k |a * b|` before the epilogue; tests use it. The activations add
-//! `4e-7 * max(1, |x|)`.
+//! Limits: on CUDA `k` and `n` are multiples of 8, and heads that are rotated have a power of two of elements.
+//!
+//! An element of `d` depends on its row of `a` and its row of `b` alone: not on `m`, the tile it fell in, or the
+//! number of threads.
+//! Rounding on the CPU: products and sums in f32 with fused multiply-adds. k is cut into equal chunks of at most
+//! 512; each chunk is summed in ascending order from zero and the chunk sums are added in ascending order.
+//! On CUDA: exact products of 16-bit factors, summed in f32 by tensor cores in ascending order, 16 of them at a
+//! time; the hardware may cut off where f32 would round. The epilogue is computed in f32, and what it gives is
+//! rounded once to the type of `d`.
+//! Error bound: `|d - exact| <= (k + 2) * u * sum_k |a * b|` before the epilogue, with u = 2^-24 on the CPU and 2^-23
+//! on CUDA; tests use it. The activations add `4e-7 * max(1, |x|)`.
 //!
 //! Cost: `2 m n k` flops.
-//! Errors: [`Error::Length`], [`Error::Parameter`].
-//! The inner product of tiles is the `gemm` crate's; tiling, packing, threading and epilogues are ours.
+//! Errors: [`Error::Length`], [`Error::Parameter`], [`Error::Device`].
+//! On the CPU the inner product of tiles is the `gemm` crate's; tiling, packing, threading and epilogues are ours.
 
 mod cpu;
+mod cuda;
+#[cfg(test)]
+pub(crate) mod cuda_tests;
 mod matrix;
 #[cfg(test)]
 mod tests;
 
-pub use matrix::{Matrix, Part};
+pub(crate) use self::cuda::instances;
+pub use self::matrix::{Matrix, Part};
 
 use std::ops::Range;
 
-use crate::error::check_length;
-use crate::{Buffer, Cost, Error, Stream};
+use self::cpu::HostEpilogue;
+use crate::error::{check_indices, check_length};
+use crate::rope::{RopeHeads, RopeTable, rope_cpu};
+use crate::{Buffer, Cost, Error, Indices, Size, Stream};
 
-/// What happens to an element of `a · bᵀ` before it is stored, while its tile is still in cache.
+/// What happens to an element of `a · bᵀ` before it is stored, while its tile is still at hand. Biases are those of all parts of
+/// the matrix.
 #[derive(Clone, Copy)]
 pub enum Epilogue<'a> {
     /// Store as is.
     None,
     /// `x + bias[n]`
-    Bias(&'a [f32]),
+    Bias(&'a Buffer),
     /// `gelu(x + bias[n])` with the exact (erf) GELU.
-    BiasGeluErf(&'a [f32]),
+    BiasGeluErf(&'a Buffer),
     /// `tanh(x + bias[n])`
-    BiasTanh(&'a [f32]),
-    /// `x + bias[n] + residual[m, n]`
-    BiasResidual(&'a [f32], &'a Buffer),
+    BiasTanh(&'a Buffer),
+    /// `d[m, n] + scale * x`: onto the residual stream, which is read and replaced.
+    AddScaled(f32),
     /// `activation(gate) * up`, for a gated matrix only.
     Gated(Activation),
+    /// The heads of rotary parts rotated by the position of their row, see [`rope`](crate::rope); other parts as they are.
+    Rope(&'a RopeTable, Indices<'a>),
 }
 
 /// The function of a gated MLP's gate.
@@ -72,40 +86,69 @@ pub fn gemm(
     a: &Buffer,
     b: &Matrix,
     parts: Range<usize>,
+    m: Size,
+    epilogue: Epilogue<'_>,
+) -> Result<(), Error> {
+    check(d, a, b, parts.clone(), m.get(), epilogue)?;
+    match stream {
+        Stream::Cpu(cpu) => {
+            let rows = m.get();
+            let columns = b.first_row_of(parts.start)..b.first_row_of(parts.end);
+            let host = match epilogue {
+                Epilogue::None | Epilogue::Rope(..) => HostEpilogue::None,
+                Epilogue::Bias(bias) => HostEpilogue::Bias(&bias.host()?[columns]),
+                Epilogue::BiasGeluErf(bias) => HostEpilogue::BiasGeluErf(&bias.host()?[columns]),
+                Epilogue::BiasTanh(bias) => HostEpilogue::BiasTanh(&bias.host()?[columns]),
+                Epilogue::AddScaled(scale) => HostEpilogue::AddScaled(scale),
+                Epilogue::Gated(activation) => HostEpilogue::Gated(activation),
+            };
+            cpu::gemm(cpu, d.host_mut()?, a.host()?, b, parts.clone(), rows, host)?;
+            if let Epilogue::Rope(table, position_ids) = epilogue {
+                let stride = b.outputs_of(parts.clone());
+                let num_heads = b.rotary_columns_of(parts).0 / table.head_dim();
+                let heads = RopeHeads { stride, column: 0, num_heads };
+                rope_cpu(cpu, d.host_mut()?, heads, &position_ids.host()[..rows], table)?;
+            }
+            Ok(())
+        }
+        Stream::Cuda(cuda) => cuda::gemm(cuda, d, a, b, parts, m, epilogue),
+    }
+}
+
+fn check(
+    d: &Buffer,
+    a: &Buffer,
+    b: &Matrix,
+    parts: Range<usize>,
     m: usize,
     epilogue: Epilogue<'_>,
 ) -> Result<(), Error> {
+    let refused =
+        |parameter, expected, found| Err(Error::Parameter { kernel: "gemm", parameter, expected, found });
     if parts.start >= parts.end || parts.end > b.num_parts() {
-        return Err(Error::Parameter {
-            kernel: "gemm",
-            parameter: "parts.end",
-            expected: "a non-empty range within the matrix's parts",
-            found: parts.end,
-        });
+        return refused("parts.end", "a non-empty range within the matrix's parts", parts.end);
     }
     if b.is_gated() != matches!(epilogue, Epilogue::Gated(_)) {
-        return Err(Error::Parameter {
-            kernel: "gemm",
-            parameter: "b.is_gated",
-            expected: "a gated matrix with the gated epilogue, and no other",
-            found: usize::from(b.is_gated()),
-        });
+        let expected = "a gated matrix with the gated epilogue, and no other";
+        return refused("b.is_gated", expected, usize::from(b.is_gated()));
     }
-    let n = b.outputs_of(parts.clone());
-    check_length("gemm", "d", d.len(), m * n)?;
+    check_length("gemm", "d", d.len(), m * b.outputs_of(parts.clone()))?;
     check_length("gemm", "a", a.len(), m * b.k())?;
     match epilogue {
-        Epilogue::None | Epilogue::Gated(_) => {}
+        Epilogue::None | Epilogue::Gated(_) | Epilogue::AddScaled(_) => Ok(()),
         Epilogue::Bias(bias) | Epilogue::BiasGeluErf(bias) | Epilogue::BiasTanh(bias) => {
-            check_length("gemm", "bias", bias.len(), n)?;
+            check_length("gemm", "bias", bias.len(), b.num_outputs())
         }
-        Epilogue::BiasResidual(bias, residual) => {
-            check_length("gemm", "bias", bias.len(), n)?;
-            check_length("gemm", "residual", residual.len(), m * n)?;
+        Epilogue::Rope(table, position_ids) => {
+            let head_dim = b.rotary_columns_of(parts).1;
+            if head_dim != Some(table.head_dim()) {
+                let expected = "the head size of the matrix's first part, which must be rotary";
+                return refused("table.head_dim", expected, table.head_dim());
+            }
+            check_length("gemm", "position_ids", position_ids.len().get(), m)?;
+            check_indices("gemm", "position", position_ids.host(), table.num_positions())
         }
     }
-    cpu::gemm(stream, d.as_mut_slice(), a.as_slice(), b, parts, m, epilogue);
-    Ok(())
 }
 
 /// Work of one call: weights are read once in their stored type, activations in f32. A gated product of `n` outputs has

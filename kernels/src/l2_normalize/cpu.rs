@@ -1,13 +1,13 @@
 //! One task per run of rows.
 
-use crate::Stream;
+use crate::CpuStream;
 use crate::math::{dot, vectorize};
 use crate::shared_mut::SharedMut;
 
 const ROWS_PER_TASK: usize = 64;
 const EPS: f32 = 1e-12;
 
-pub(super) fn l2_normalize(stream: &Stream, x: &mut [f32], num_rows: usize, hidden_size: usize) {
+pub(super) fn l2_normalize(stream: &CpuStream, x: &mut [f32], num_rows: usize, hidden_size: usize) {
     let x = SharedMut::new(x);
     stream.for_each_rows(num_rows, ROWS_PER_TASK, |first, rows| {
         // SAFETY: tasks own disjoint runs of rows.

@@ -5,28 +5,41 @@
 //! | `x`     | `[num_rows, hidden_size]`   | f32   | row-major, read and replaced |
 //!
 //! Rounding: f32, 16 interleaved partial sums. Error bound: `(hidden_size / 16 + 8) * 2^-24 * |x / ‖x‖|`; tests use it.
-//! Cost: `8 * num_rows * hidden_size` bytes. Errors: [`Error::Length`].
+//! On CUDA `hidden_size` is a multiple of 8, sums are those of [`row_dot`](crate::row_dot), and the error bound is
+//! `(hidden_size / 1024 + 10) * 2^-24 * |x / ‖x‖|`.
+//! Cost: `8 * num_rows * hidden_size` bytes. Errors: [`Error::Length`]; on CUDA [`Error::Parameter`].
 //! Source: `torch.nn.functional.normalize`, whose epsilon this is.
 
 mod cpu;
+mod cuda;
+#[cfg(test)]
+pub(crate) mod cuda_tests;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use self::cuda::instances;
+
 use crate::error::check_length;
-use crate::{Buffer, Cost, Error, Stream};
+use crate::{Buffer, Cost, Error, Size, Stream};
 
 /// Normalises the first `num_rows` rows of `hidden_size` elements.
 pub fn l2_normalize(
     stream: &Stream,
     x: &mut Buffer,
-    num_rows: usize,
+    num_rows: Size,
     hidden_size: usize,
 ) -> Result<(), Error> {
-    check_length("l2_normalize", "x", x.len(), num_rows * hidden_size)?;
-    if hidden_size > 0 {
-        cpu::l2_normalize(stream, x.as_mut_slice(), num_rows, hidden_size);
+    check_length("l2_normalize", "x", x.len(), num_rows.get() * hidden_size)?;
+    if hidden_size == 0 {
+        return Ok(());
     }
-    Ok(())
+    match stream {
+        Stream::Cpu(cpu) => {
+            cpu::l2_normalize(cpu, x.host_mut()?, num_rows.get(), hidden_size);
+            Ok(())
+        }
+        Stream::Cuda(cuda) => cuda::l2_normalize(cuda, x, num_rows, hidden_size),
+    }
 }
 
 /// Work of one call.

@@ -1,6 +1,6 @@
 use super::l2_normalize;
-use crate::testing::{assert_close, values};
-use crate::{Buffer, Error, Stream};
+use crate::testing::{assert_close, of, values, zeros};
+use crate::{Error, Stream};
 
 #[test]
 fn matches_f64_and_leaves_a_zero_row() {
@@ -15,9 +15,9 @@ fn matches_f64_and_leaves_a_zero_row() {
                 row.iter().map(move |x| f64::from(*x) / norm)
             })
             .collect();
-        let mut out = Buffer::from_slice(&x);
-        l2_normalize(&stream, &mut out, rows, hidden).unwrap();
-        assert_close(&format!("{rows}x{hidden}"), out.as_slice(), &expected, |i| {
+        let mut out = of(&x);
+        l2_normalize(&stream, &mut out, rows.into(), hidden).unwrap();
+        assert_close(&format!("{rows}x{hidden}"), out.host().unwrap(), &expected, |i| {
             (hidden as f64 / 16.0 + 8.0) * 2f64.powi(-24) * expected[i].abs()
         });
     }
@@ -26,14 +26,14 @@ fn matches_f64_and_leaves_a_zero_row() {
 #[test]
 fn nan_is_not_hidden() {
     let stream = Stream::cpu(Some(1)).unwrap();
-    let mut x = Buffer::from_slice(&[1.0, f32::NAN]);
-    l2_normalize(&stream, &mut x, 1, 2).unwrap();
-    assert!(x.as_slice().iter().all(|x| x.is_nan()));
+    let mut x = of(&[1.0, f32::NAN]);
+    l2_normalize(&stream, &mut x, 1.into(), 2).unwrap();
+    assert!(x.host().unwrap().iter().all(|x| x.is_nan()));
 }
 
 #[test]
 fn a_short_operand_is_refused() {
     let stream = Stream::cpu(Some(1)).unwrap();
-    let result = l2_normalize(&stream, &mut Buffer::zeros(5), 2, 3);
+    let result = l2_normalize(&stream, &mut zeros(5), 2.into(), 3);
     assert!(matches!(result, Err(Error::Length { operand: "x", expected: 6, found: 5, .. })));
 }

@@ -1,33 +1,27 @@
-//! One task per sequence.
+//! One task per span.
 
-use super::Pooling;
+use crate::CpuStream;
+use crate::attention::Span;
 use crate::math::vectorize;
 use crate::shared_mut::SharedMut;
-use crate::{Segments, Stream};
 
-pub(super) fn pool(
-    stream: &Stream,
-    out: &mut [f32],
-    x: &[f32],
-    segments: &Segments,
-    hidden_size: usize,
-    pooling: Pooling,
-) {
+pub(super) fn pool(stream: &CpuStream, out: &mut [f32], x: &[f32], spans: &[Span], hidden_size: usize) {
     let out = SharedMut::new(out);
-    stream.for_each(segments.num_seqs(), |seq| {
-        // SAFETY: each task owns its sequence's row.
-        let out = unsafe { out.slice(seq * hidden_size, hidden_size) };
-        let rows = segments.range(seq);
-        out.copy_from_slice(&x[rows.start * hidden_size..][..hidden_size]);
-        if pooling == Pooling::Mean {
-            vectorize!({
-                for row in x[(rows.start + 1) * hidden_size..rows.end * hidden_size].chunks_exact(hidden_size)
-                {
-                    out.iter_mut().zip(row).for_each(|(o, x)| *o += x);
-                }
-                let inverse = 1.0 / rows.len() as f32;
-                out.iter_mut().for_each(|o| *o *= inverse);
-            });
+    stream.for_each(spans.len(), |i| {
+        // SAFETY: each task owns its span's row.
+        let out = unsafe { out.slice(i * hidden_size, hidden_size) };
+        let rows = &spans[i].queries;
+        let (first, rest) = x[rows.start * hidden_size..rows.end * hidden_size].split_at(hidden_size);
+        out.copy_from_slice(first);
+        if rest.is_empty() {
+            return;
         }
+        vectorize!({
+            for row in rest.chunks_exact(hidden_size) {
+                out.iter_mut().zip(row).for_each(|(o, x)| *o += x);
+            }
+            let inverse = 1.0 / rows.len() as f32;
+            out.iter_mut().for_each(|o| *o *= inverse);
+        });
     });
 }

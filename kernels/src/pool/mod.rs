@@ -1,57 +1,59 @@
-//! One vector per sequence: its first row, or the mean of its rows.
+//! One vector per span: the mean of the rows of its queries.
 //!
-//! | operand | shape                         | dtype | layout                 |
-//! |---------|-------------------------------|-------|------------------------|
-//! | `out`   | `[num_seqs, hidden_size]`     | f32   | row-major, overwritten |
-//! | `x`     | `[num_tokens, hidden_size]`   | f32   | row-major, packed      |
+//! | operand | shape                         | dtype                     | layout                 |
+//! |---------|-------------------------------|---------------------------|------------------------|
+//! | `out`   | `[num_spans, hidden_size]`    | f32                       | row-major, overwritten |
+//! | `x`     | `[num_rows, hidden_size]`     | f32; CUDA: operand type   | row-major, packed      |
+//! | `spans` | `[num_spans]`                 |                           | their `queries`        |
 //!
-//! Every sequence must have a row. Rounding: the mean adds rows in ascending order in f32, then multiplies by `1 / n`.
-//! Error bound of a mean of n rows: `(n + 1) * 2^-24 * mean |x|`; tests use it. The first row is exact.
-//! Cost: one read of the rows used. Errors: [`Error::Length`], [`Error::Parameter`].
+//! Pooling over all tokens takes the spans of the batch, pooling by the first token those of the first rows, gathered.
+//! Every span must have a query. Rounding: rows are added in ascending order in f32, then multiplied by `1 / n`.
+//! Error bound of a mean of n rows: `(n + 1) * 2^-24 * mean |x|`; tests use it. A single row is exact.
+//! Cost: one read of the rows. Errors: [`Error::Length`]; [`Error::Parameter`], on CUDA also unless `hidden_size` is a
+//! multiple of 8.
 //! Source: Reimers and Gurevych 2019, section 3 (CLS and MEAN strategies).
 
 mod cpu;
+mod cuda;
+#[cfg(test)]
+pub(crate) mod cuda_tests;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use self::cuda::instances;
+
 use crate::error::check_length;
-use crate::{Buffer, Cost, Error, Segments, Stream};
+use crate::{Buffer, Cost, Error, Spans, Stream};
 
-/// How the rows of a sequence become one vector.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Pooling {
-    /// The first row.
-    Cls,
-    /// The mean of all rows, special tokens included.
-    Mean,
-}
-
-/// Pools each sequence of `segments`.
+/// Pools each span.
 pub fn pool(
     stream: &Stream,
     out: &mut Buffer,
     x: &Buffer,
-    segments: &Segments,
+    spans: Spans<'_>,
     hidden_size: usize,
-    pooling: Pooling,
 ) -> Result<(), Error> {
-    check_length("pool", "out", out.len(), segments.num_seqs() * hidden_size)?;
-    check_length("pool", "x", x.len(), segments.num_tokens() * hidden_size)?;
-    if let Some(seq) = segments.lengths().position(|length| length == 0) {
-        let expected = "a row in every sequence; none in this sequence";
-        return Err(Error::Parameter { kernel: "pool", parameter: "segments", expected, found: seq });
+    let host = spans.host();
+    let num_rows = host.iter().map(|span| span.queries.end).max().unwrap_or(0);
+    check_length("pool", "out", out.len(), host.len() * hidden_size)?;
+    check_length("pool", "x", x.len(), num_rows * hidden_size)?;
+    if let Some(span) = host.iter().position(|span| span.queries.is_empty()) {
+        let expected = "a row in every span; none in this one";
+        return Err(Error::Parameter { kernel: "pool", parameter: "spans", expected, found: span });
     }
-    if hidden_size > 0 {
-        cpu::pool(stream, out.as_mut_slice(), x.as_slice(), segments, hidden_size, pooling);
+    if hidden_size == 0 {
+        return Ok(());
     }
-    Ok(())
+    match stream {
+        Stream::Cpu(cpu) => {
+            cpu::pool(cpu, out.host_mut()?, x.host()?, host, hidden_size);
+            Ok(())
+        }
+        Stream::Cuda(cuda) => cuda::pool(cuda, out, x, spans, hidden_size),
+    }
 }
 
 /// Work of one call.
-pub fn cost(segments: &Segments, hidden_size: usize, pooling: Pooling) -> Cost {
-    let rows = match pooling {
-        Pooling::Cls => segments.num_seqs(),
-        Pooling::Mean => segments.num_tokens(),
-    };
-    Cost::new(rows * hidden_size, 4 * hidden_size * (rows + segments.num_seqs()))
+pub fn cost(num_rows: usize, num_spans: usize, hidden_size: usize) -> Cost {
+    Cost::new(num_rows * hidden_size, 4 * hidden_size * (num_rows + num_spans))
 }

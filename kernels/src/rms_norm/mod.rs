@@ -2,11 +2,11 @@
 //!
 //! `out[t, i] = x[t, i] / sqrt(mean_j x[t, j]² + eps) * weight[i]`
 //!
-//! | operand  | shape                       | dtype | layout                 |
-//! |----------|-----------------------------|-------|------------------------|
-//! | `out`    | `[num_rows, hidden_size]`   | f32   | row-major, overwritten |
-//! | `x`      | `[num_rows, hidden_size]`   | f32   | row-major              |
-//! | `weight` | `[hidden_size]`             | f32   | inside [`RmsNorm`]     |
+//! | operand  | shape                       | dtype                   | layout                 |
+//! |----------|-----------------------------|-------------------------|------------------------|
+//! | `out`    | `[num_rows, hidden_size]`   | f32; CUDA: operand type | row-major, overwritten |
+//! | `x`      | `[num_rows, hidden_size]`   | f32                     | row-major              |
+//! | `weight` | `[hidden_size]`             | f32                     | inside [`RmsNorm`]     |
 //!
 //! `weight` is always the factor itself. Checkpoints follow two conventions: MiniCPM stores the factor, Gemma the factor
 //! less one. A Gemma model adds the one when it loads the norm, in f32; the reference does the same addition in every call,
@@ -17,23 +17,33 @@
 //! Error bound: `(hidden_size / 32 + 8) * 2^-24 * |out|`, relative because no square cancels another; one `2^-24 * |out|`
 //! more where one was added to the weight. Tests use it.
 //! Cost: `8 * num_rows * hidden_size` bytes, memory-bound. `num_rows == 0` is a no-op.
-//! Errors: [`Error::Length`].
+//!
+//! On CUDA `hidden_size` is a multiple of 8, at most 8192. One block holds a row in registers: 1, 2, 4 or 8 warps,
+//! as its width asks for. Squares are summed in fours, over a thread's eight fours, over a warp's lanes, over warps: at
+//! most 24 roundings one behind the other whatever the width, of which the root halves the effect. Error bound:
+//! `18 * 2^-24 * |out|` and the rounding to the operand type. Cost: 6 bytes an element.
+//!
+//! Errors: [`Error::Length`]; on CUDA [`Error::Parameter`] for another width or type.
 //! Source: Zhang and Sennrich 2019, eq. 4; SPEC 5 and 6.
 
 mod cpu;
+mod cuda;
+#[cfg(test)]
+pub(crate) mod cuda_tests;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use cpu::rms_norm_row;
+pub(crate) use self::cpu::rms_norm_row;
+pub(crate) use self::cuda::instances;
 
 use crate::error::check_length;
-use crate::{Buffer, Cost, Error, Stream};
+use crate::{Buffer, Cost, Error, Size, Stream};
 
 /// Scale of an RMSNorm and its epsilon.
 #[derive(Clone, Copy)]
 pub struct RmsNorm<'a> {
     /// Factor on the normalised row, `[hidden_size]`; with Gemma's checkpoints, 1 + the stored weight.
-    pub weight: &'a [f32],
+    pub weight: &'a Buffer,
     /// Added to the mean of squares.
     pub eps: f32,
 }
@@ -44,15 +54,22 @@ pub fn rms_norm(
     out: &mut Buffer,
     x: &Buffer,
     norm: RmsNorm<'_>,
-    num_rows: usize,
+    num_rows: Size,
 ) -> Result<(), Error> {
     let hidden_size = norm.weight.len();
-    check_length("rms_norm", "out", out.len(), num_rows * hidden_size)?;
-    check_length("rms_norm", "x", x.len(), num_rows * hidden_size)?;
-    if hidden_size > 0 {
-        cpu::rms_norm(stream, out.as_mut_slice(), x.as_slice(), norm, num_rows);
+    check_length("rms_norm", "out", out.len(), num_rows.get() * hidden_size)?;
+    check_length("rms_norm", "x", x.len(), num_rows.get() * hidden_size)?;
+    if hidden_size == 0 {
+        return Ok(());
     }
-    Ok(())
+    match stream {
+        Stream::Cpu(cpu) => {
+            let weight = norm.weight.host()?;
+            cpu::rms_norm(cpu, out.host_mut()?, x.host()?, weight, norm.eps, num_rows.get());
+            Ok(())
+        }
+        Stream::Cuda(cuda) => cuda::rms_norm(cuda, out, x, norm, num_rows),
+    }
 }
 
 /// Work of one call.

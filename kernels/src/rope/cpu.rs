@@ -1,7 +1,7 @@
 //! One task per run of rows; each head is two contiguous halves.
 
-use super::{RopeHeads, RopeTable};
-use crate::Stream;
+use super::RopeHeads;
+use crate::CpuStream;
 use crate::math::vectorize;
 use crate::shared_mut::SharedMut;
 
@@ -9,14 +9,17 @@ use crate::shared_mut::SharedMut;
 const ELEMENTS_PER_TASK: usize = 64 * 1024;
 
 pub(super) fn rope(
-    stream: &Stream,
+    stream: &CpuStream,
     x: &mut [f32],
     heads: RopeHeads,
     position_ids: &[u32],
-    table: &RopeTable,
+    head_dim: usize,
+    cos: &[f32],
+    sin: &[f32],
 ) {
     let RopeHeads { stride, column, num_heads } = heads;
-    let width = num_heads * table.head_dim;
+    let half = head_dim / 2;
+    let width = num_heads * head_dim;
     let x = SharedMut::new(x);
     stream.for_each_rows(position_ids.len(), ELEMENTS_PER_TASK / width, |first, rows| {
         // SAFETY: tasks own disjoint runs of rows.
@@ -24,8 +27,9 @@ pub(super) fn rope(
         let position_ids = &position_ids[first..first + rows];
         vectorize!({
             for (row, position) in x.chunks_exact_mut(stride).zip(position_ids) {
-                let (cos, sin) = table.row(*position);
-                for head in row[column..column + width].chunks_exact_mut(table.head_dim) {
+                let angles = *position as usize * half..(*position as usize + 1) * half;
+                let (cos, sin) = (&cos[angles.clone()], &sin[angles]);
+                for head in row[column..column + width].chunks_exact_mut(head_dim) {
                     rotate(head, cos, sin);
                 }
             }

@@ -5,43 +5,43 @@
 //!
 //! | operand        | shape                             | dtype | layout                                                    |
 //! |----------------|-----------------------------------|-------|-----------------------------------------------------------|
-//! | `x`            | `[num_rows, stride]`              | f32   | row-major, columns [`RopeHeads`] read and replaced        |
+//! | `x`            | `[num_rows, stride]`              | f32   | row-major, columns of the heads read and replaced         |
 //! | `position_ids` | `[num_rows]`                      | u32   |                                                           |
 //! | `table`        | `[num_positions, head_dim / 2]`   | f32   | cosines and sines, [`RopeTable`]                          |
 //!
-//! The queries and keys of a fused projection are two calls, or one where their heads are neighbours.
+//! Part of the matrix product that makes queries and keys, as its epilogue: [`Epilogue::Rope`](crate::gemm::Epilogue::Rope). On CUDA
+//! the two elements of a pair are neighbours there, see [`pack_weights`](crate::pack_weights); on the CPU they are as above.
 //!
 //! Rounding: f32, one product and one fused multiply-add per element. Error bound against the table's values:
 //! `2^-24 * (|a| + |out|)`, where `a` is the product rounded on its own. Of the table itself: `|position * inv_freq| * 2^-24 *
 //! (3 + ln theta) + 2^-24`, for the rounding of the exponent, the power, its inverse and the angle. Tests use both.
 //! Cost: `8 * num_rows * num_heads * head_dim` bytes, memory-bound.
-//! Errors: [`Error::Length`]; [`Error::Parameter`]; [`Error::IndexOutOfRange`] for a position beyond the table.
+//! Errors: [`Error::Parameter`].
 //! Source: Su et al. 2021, eq. 34; the half-split pairing and the table's rounding are those of the reference, SPEC 5.
 
 mod cpu;
 #[cfg(test)]
 mod tests;
 
-use crate::error::check_length;
-use crate::{Buffer, Cost, Error, Stream};
+use crate::{Buffer, Cost, CpuStream, Error, Stream};
 
-/// Columns `column .. column + num_heads * head_dim` of a row-major matrix with rows of `stride` elements.
+/// Neighbouring heads in a row-major matrix with rows of `stride` elements.
 #[derive(Clone, Copy)]
-pub struct RopeHeads {
+pub(crate) struct RopeHeads {
     /// Elements of one row.
-    pub stride: usize,
+    pub(crate) stride: usize,
     /// First column of the first head.
-    pub column: usize,
-    /// Neighbouring heads to rotate.
-    pub num_heads: usize,
+    pub(crate) column: usize,
+    /// Heads to rotate.
+    pub(crate) num_heads: usize,
 }
 
-/// Cosines and sines of every angle up to a largest position, made once per model.
+/// Cosines and sines of every angle up to a largest position, made once per model and stream.
 pub struct RopeTable {
     /// `[num_positions, head_dim / 2]`
-    cos: Vec<f32>,
+    cos: Buffer,
     /// `[num_positions, head_dim / 2]`
-    sin: Vec<f32>,
+    sin: Buffer,
     head_dim: usize,
     num_positions: usize,
 }
@@ -49,7 +49,7 @@ pub struct RopeTable {
 impl RopeTable {
     /// A table for heads of `head_dim` elements and positions `0 .. num_positions`. `theta` must be positive.
     #[expect(clippy::cast_possible_truncation, reason = "rounding to the type of the table")]
-    pub fn new(theta: f64, head_dim: usize, num_positions: usize) -> Result<Self, Error> {
+    pub fn new(stream: &Stream, theta: f64, head_dim: usize, num_positions: usize) -> Result<Self, Error> {
         if head_dim == 0 || !head_dim.is_multiple_of(2) {
             let expected = "an even number, 2 or more";
             return Err(Error::Parameter {
@@ -62,7 +62,9 @@ impl RopeTable {
         let inv_freq = inv_freq(theta, head_dim);
         let angles = (0..num_positions)
             .flat_map(|position| inv_freq.iter().map(move |inv_freq| f64::from(position as f32 * inv_freq)));
-        let (cos, sin) = angles.map(|angle| (angle.cos() as f32, angle.sin() as f32)).unzip();
+        let (cos, sin): (Vec<f32>, Vec<f32>) =
+            angles.map(|angle| (angle.cos() as f32, angle.sin() as f32)).unzip();
+        let [cos, sin] = [Buffer::upload(stream, &cos)?, Buffer::upload(stream, &sin)?];
         Ok(Self { cos, sin, head_dim, num_positions })
     }
 
@@ -76,11 +78,14 @@ impl RopeTable {
         self.head_dim
     }
 
-    /// Cosines and sines of one position.
-    fn row(&self, position: u32) -> (&[f32], &[f32]) {
-        let half = self.head_dim / 2;
-        let start = position as usize * half;
-        (&self.cos[start..start + half], &self.sin[start..start + half])
+    /// Cosines, `[num_positions, head_dim / 2]`.
+    pub(crate) fn cos(&self) -> &Buffer {
+        &self.cos
+    }
+
+    /// Sines, likewise.
+    pub(crate) fn sin(&self) -> &Buffer {
+        &self.sin
     }
 }
 
@@ -98,30 +103,17 @@ fn inv_freq(theta: f64, head_dim: usize) -> Vec<f32> {
         .collect()
 }
 
-/// Rotates the heads of row `t` by position `position_ids[t]`, for every row.
-pub fn rope(
-    stream: &Stream,
-    x: &mut Buffer,
+/// Rotates the heads of row `t` of `x` by position `position_ids[t]`, for every row, on the CPU. The caller has checked lengths and
+/// positions.
+pub(crate) fn rope_cpu(
+    stream: &CpuStream,
+    x: &mut [f32],
     heads: RopeHeads,
     position_ids: &[u32],
     table: &RopeTable,
 ) -> Result<(), Error> {
-    if heads.stride < heads.column + heads.num_heads * table.head_dim {
-        let expected = "at least column + num_heads * head_dim";
-        return Err(Error::Parameter { kernel: "rope", parameter: "stride", expected, found: heads.stride });
-    }
-    check_length("rope", "x", x.len(), position_ids.len() * heads.stride)?;
-    if let Some(position) = position_ids.iter().position(|id| *id as usize >= table.num_positions) {
-        return Err(Error::IndexOutOfRange {
-            kernel: "rope",
-            table: "position",
-            index: position_ids[position],
-            position,
-            rows: table.num_positions,
-        });
-    }
-    if heads.num_heads > 0 {
-        cpu::rope(stream, x.as_mut_slice(), heads, position_ids, table);
+    if heads.num_heads > 0 && table.head_dim > 0 {
+        cpu::rope(stream, x, heads, position_ids, table.head_dim, table.cos.host()?, table.sin.host()?);
     }
     Ok(())
 }

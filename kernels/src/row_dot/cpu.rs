@@ -1,13 +1,13 @@
 //! A dot product per row.
 
-use crate::Stream;
+use crate::CpuStream;
 use crate::math::{dot, vectorize};
 use crate::shared_mut::SharedMut;
 
 const ROWS_PER_TASK: usize = 64;
 
 pub(super) fn row_dot(
-    stream: &Stream,
+    stream: &CpuStream,
     out: &mut [f32],
     x: &[f32],
     weight: &[f32],

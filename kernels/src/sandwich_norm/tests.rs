@@ -1,6 +1,6 @@
 use super::sandwich_norm;
 use crate::rms_norm::{RmsNorm, rms_norm};
-use crate::testing::{assert_close, assert_same_bits, values};
+use crate::testing::{assert_close, assert_same_bits, buffer, of, values, zeros};
 use crate::{Buffer, Error, Stream};
 
 /// The root that divides a row.
@@ -18,10 +18,10 @@ fn matches_f64() {
         // Factors as Gemma has them, 1 + the stored weight.
         let factors = |seed| values(seed, hidden).iter().map(|w| 1.0 + w).collect::<Vec<f32>>();
         let (post, pre) = (factors(3), factors(4));
-        let (mut got_x, mut got_out) = (Buffer::from_slice(&x), Buffer::zeros(rows * hidden));
-        let norms = (RmsNorm { weight: &post, eps }, RmsNorm { weight: &pre, eps });
-        let y_buffer = Buffer::from_slice(&y);
-        sandwich_norm(&stream, &mut got_x, &mut got_out, &y_buffer, norms.0, norms.1, rows).unwrap();
+        let (mut got_x, mut got_out) = (of(&x), zeros(rows * hidden));
+        let (post_buffer, pre_buffer, y_buffer) = (of(&post), of(&pre), of(&y));
+        let norms = (RmsNorm { weight: &post_buffer, eps }, RmsNorm { weight: &pre_buffer, eps });
+        sandwich_norm(&stream, &mut got_x, &mut got_out, &y_buffer, norms.0, norms.1, rows.into()).unwrap();
 
         let (unit, k) = (2f64.powi(-24), hidden as f64 / 32.0 + 8.0);
         for row in 0..rows {
@@ -37,8 +37,8 @@ fn matches_f64() {
             let error = |i: usize| unit * (k * normalized[i].abs() + sum[i].abs());
             let largest = (0..hidden).map(error).fold(0.0, f64::max);
             let what = format!("row {row} of {rows}x{hidden}");
-            assert_close(&what, &got_x.as_slice()[range.clone()], &sum, error);
-            assert_close(&what, &got_out.as_slice()[range], &out, |i| {
+            assert_close(&what, &got_x.host().unwrap()[range.clone()], &sum, error);
+            assert_close(&what, &got_out.host().unwrap()[range], &out, |i| {
                 let inherited = error(i) + sum[i].abs() / sum_rms * largest;
                 k * unit * out[i].abs() + f64::from(pre[i].abs()) / sum_rms * inherited
             });
@@ -50,58 +50,62 @@ fn matches_f64() {
 fn one_pass_has_the_bits_of_three() {
     let stream = Stream::cpu(Some(2)).unwrap();
     let (rows, hidden) = (33, 300);
-    let (post, pre) = (values(3, hidden), values(4, hidden));
+    let (post, pre) = (buffer(3, hidden), buffer(4, hidden));
     let (post, pre) = (RmsNorm { weight: &post, eps: 1e-6 }, RmsNorm { weight: &pre, eps: 0.05 });
-    let (x, y) = (values(1, rows * hidden), Buffer::from_slice(&values(2, rows * hidden)));
-    let (mut one_x, mut one_out) = (Buffer::from_slice(&x), Buffer::zeros(x.len()));
-    sandwich_norm(&stream, &mut one_x, &mut one_out, &y, post, pre, rows).unwrap();
+    let (x, y) = (values(1, rows * hidden), of(&values(2, rows * hidden)));
+    let (mut one_x, mut one_out) = (of(&x), zeros(x.len()));
+    sandwich_norm(&stream, &mut one_x, &mut one_out, &y, post, pre, rows.into()).unwrap();
 
-    let (mut three_x, mut three_out) = (Buffer::from_slice(&x), Buffer::zeros(x.len()));
-    rms_norm(&stream, &mut three_out, &y, post, rows).unwrap();
-    three_x.as_mut_slice().iter_mut().zip(three_out.as_slice()).for_each(|(x, n)| *x += n);
-    rms_norm(&stream, &mut three_out, &three_x, pre, rows).unwrap();
-    assert_same_bits("x", one_x.as_slice(), three_x.as_slice());
-    assert_same_bits("out", one_out.as_slice(), three_out.as_slice());
+    let (mut three_x, mut three_out) = (of(&x), zeros(x.len()));
+    rms_norm(&stream, &mut three_out, &y, post, rows.into()).unwrap();
+    three_x.host_mut().unwrap().iter_mut().zip(three_out.host().unwrap()).for_each(|(x, n)| *x += n);
+    rms_norm(&stream, &mut three_out, &three_x, pre, rows.into()).unwrap();
+    assert_same_bits("x", one_x.host().unwrap(), three_x.host().unwrap());
+    assert_same_bits("out", one_out.host().unwrap(), three_out.host().unwrap());
 }
 
 #[test]
 fn a_row_has_the_same_bits_anywhere() {
     let (rows, hidden) = (500, 399);
     let (x, y) = (values(1, rows * hidden), values(2, rows * hidden));
-    let (post, pre) = (values(3, hidden), values(4, hidden));
+    let (post, pre) = (buffer(3, hidden), buffer(4, hidden));
     let (post, pre) = (RmsNorm { weight: &post, eps: 1e-6 }, RmsNorm { weight: &pre, eps: 1e-6 });
     let run = |threads, rows: std::ops::Range<usize>| {
         let stream = Stream::cpu(Some(threads)).unwrap();
         let range = rows.start * hidden..rows.end * hidden;
-        let (mut x, y) = (Buffer::from_slice(&x[range.clone()]), Buffer::from_slice(&y[range]));
-        let mut out = Buffer::zeros(y.len());
-        sandwich_norm(&stream, &mut x, &mut out, &y, post, pre, rows.len()).unwrap();
+        let (mut x, y) = (of(&x[range.clone()]), of(&y[range]));
+        let mut out = zeros(y.len());
+        sandwich_norm(&stream, &mut x, &mut out, &y, post, pre, rows.len().into()).unwrap();
         (x, out)
     };
     let (whole_x, whole_out) = run(1, 0..rows);
     let (x, out) = run(3, 0..rows);
-    assert_same_bits("x, threads", x.as_slice(), whole_x.as_slice());
-    assert_same_bits("out, threads", out.as_slice(), whole_out.as_slice());
+    assert_same_bits("x, threads", x.host().unwrap(), whole_x.host().unwrap());
+    assert_same_bits("out, threads", out.host().unwrap(), whole_out.host().unwrap());
     let (x, out) = run(2, 123..124);
-    assert_same_bits("x, alone", x.as_slice(), &whole_x.as_slice()[123 * hidden..124 * hidden]);
-    assert_same_bits("out, alone", out.as_slice(), &whole_out.as_slice()[123 * hidden..124 * hidden]);
+    assert_same_bits("x, alone", x.host().unwrap(), &whole_x.host().unwrap()[123 * hidden..124 * hidden]);
+    assert_same_bits(
+        "out, alone",
+        out.host().unwrap(),
+        &whole_out.host().unwrap()[123 * hidden..124 * hidden],
+    );
 }
 
 #[test]
 fn wrong_lengths_are_refused() {
     let stream = Stream::cpu(Some(1)).unwrap();
-    let pre = RmsNorm { weight: &[1.0; 4], eps: 1e-6 };
-    let run = |x, out, y, post: &[f32]| {
-        let (mut x, mut out, y) = (Buffer::zeros(x), Buffer::zeros(out), Buffer::zeros(y));
+    let (three, four) = (zeros(3), zeros(4));
+    let pre = RmsNorm { weight: &four, eps: 1e-6 };
+    let run = |x, out, y, post: &Buffer| {
+        let (mut x, mut out, y) = (zeros(x), zeros(out), zeros(y));
         let post = RmsNorm { weight: post, eps: 1e-6 };
-        sandwich_norm(&stream, &mut x, &mut out, &y, post, pre, 2)
+        sandwich_norm(&stream, &mut x, &mut out, &y, post, pre, 2.into())
     };
-    let four = [1.0; 4];
     assert!(matches!(run(7, 8, 8, &four), Err(Error::Length { operand: "x", expected: 8, found: 7, .. })));
     assert!(matches!(run(8, 7, 8, &four), Err(Error::Length { operand: "out", expected: 8, found: 7, .. })));
     assert!(matches!(run(8, 8, 7, &four), Err(Error::Length { operand: "y", expected: 8, found: 7, .. })));
     assert!(matches!(
-        run(8, 8, 8, &four[..3]),
+        run(8, 8, 8, &three),
         Err(Error::Length { operand: "post.weight", expected: 4, found: 3, .. })
     ));
     assert!(run(8, 8, 8, &four).is_ok());

@@ -1,27 +1,27 @@
-//! One task per sequence.
+//! One task per segment.
 
 use super::Compress;
+use crate::CpuStream;
+use crate::layout::Layout;
 use crate::math::vectorize;
 use crate::shared_mut::SharedMut;
-use crate::{Segments, Stream};
 
 pub(super) fn token_compress(
-    stream: &Stream,
+    stream: &CpuStream,
     out: &mut [f32],
     x: &[f32],
-    sequences: &[Compress],
+    before: &Layout,
+    after: &Layout,
     ratio: usize,
     hidden_size: usize,
 ) {
-    let before = Segments::from_lengths(sequences.iter().map(Compress::len));
-    let after = Segments::from_lengths(sequences.iter().map(|seq| seq.compressed(ratio).len()));
     let out = SharedMut::new(out);
-    stream.for_each(sequences.len(), |i| {
-        let (rows, out_rows) = (before.range(i), after.range(i));
+    stream.for_each(before.spans.len(), |i| {
+        let (rows, out_rows) = (&before.spans[i].queries, &after.spans[i].queries);
         let x = &x[rows.start * hidden_size..rows.end * hidden_size];
-        // SAFETY: each task owns its sequence's rows.
+        // SAFETY: each task owns its segment's rows.
         let out = unsafe { out.slice(out_rows.start * hidden_size, out_rows.len() * hidden_size) };
-        compress(out, x, sequences[i], ratio, hidden_size);
+        compress(out, x, before.segments.segments[i].parts, ratio, hidden_size);
     });
 }
 

@@ -7,23 +7,30 @@
 //! |-------------|-------------------------------------|-------|------------------------|
 //! | `out`       | `[sum compressed, hidden_size]`     | f32   | row-major, overwritten |
 //! | `x`         | `[sum len, hidden_size]`            | f32   | row-major, packed      |
-//! | `sequences` | `[num_seqs]`                        |       | [`Compress`]           |
+//! | layouts     | before and after                    |       | [`LayoutBuffer`]       |
 //!
 //! Packed and ragged on both sides: sequence after sequence without padding, each shorter by the rows it lost.
-//! [`Compress::compressed`] gives the layout of the result, and is what a further call takes.
+//! A segment's rows may be a whole sequence or only a part of one: a shared prefix is all query.
 //!
 //! Rounding: query and prompt rows, and groups of one row, are copies bit for bit. A mean adds rows in ascending order in f32,
 //! then multiplies by `1 / n`. A row depends on its own group alone.
 //! Error bound of a mean of n rows: `(n + 1) * 2^-24 * mean |x|`; tests use it.
 //! Cost: every row read once, every row of the result written once; memory-bound.
-//! Errors: [`Error::Length`]; [`Error::Parameter`] for a ratio of 0. A ratio of 1 copies.
+//! Errors: [`Error::Length`]; [`Error::Parameter`] for a ratio of 0, on CUDA also unless `hidden_size` is a multiple of 8.
+//! A ratio of 1 copies.
 //! Source: SPEC 7.3.
 
 mod cpu;
+mod cuda;
+#[cfg(test)]
+pub(crate) mod cuda_tests;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use self::cuda::instances;
+
 use crate::error::check_length;
+use crate::layout::LayoutBuffer;
 use crate::{Buffer, Cost, Error, Stream};
 
 /// Rows of one sequence, in this order.
@@ -54,12 +61,14 @@ impl Compress {
     }
 }
 
-/// Compresses every sequence of `x` into `out`.
+/// Compresses every segment of `x`, laid out as `before` says, into `out`, laid out as `after`: what
+/// [`LayoutBuffer::compress`] makes of `before` with this ratio.
 pub fn token_compress(
     stream: &Stream,
     out: &mut Buffer,
     x: &Buffer,
-    sequences: &[Compress],
+    before: &LayoutBuffer,
+    after: &LayoutBuffer,
     ratio: usize,
     hidden_size: usize,
 ) -> Result<(), Error> {
@@ -72,25 +81,22 @@ pub fn token_compress(
             found: ratio,
         });
     }
-    let (rows, out_rows) = num_rows(sequences, ratio);
-    check_length("token_compress", "out", out.len(), out_rows * hidden_size)?;
-    check_length("token_compress", "x", x.len(), rows * hidden_size)?;
-    if hidden_size > 0 {
-        cpu::token_compress(stream, out.as_mut_slice(), x.as_slice(), sequences, ratio, hidden_size);
+    check_length("token_compress", "out", out.len(), after.tokens().get() * hidden_size)?;
+    check_length("token_compress", "x", x.len(), before.tokens().get() * hidden_size)?;
+    if hidden_size == 0 {
+        return Ok(());
     }
-    Ok(())
+    match stream {
+        Stream::Cpu(cpu) => {
+            let (before, after) = (before.host(), after.host());
+            cpu::token_compress(cpu, out.host_mut()?, x.host()?, before, after, ratio, hidden_size);
+            Ok(())
+        }
+        Stream::Cuda(cuda) => cuda::token_compress(cuda, out, x, before, after, ratio, hidden_size),
+    }
 }
 
-/// Rows before and after.
-fn num_rows(sequences: &[Compress], ratio: usize) -> (usize, usize) {
-    let before = sequences.iter().map(Compress::len).sum();
-    let after = sequences.iter().map(|seq| seq.compressed(ratio).len()).sum();
-    (before, after)
-}
-
-/// Work of one call.
-pub fn cost(sequences: &[Compress], ratio: usize, hidden_size: usize) -> Cost {
-    let (rows, out_rows) = num_rows(sequences, ratio);
-    let merged: usize = sequences.iter().map(|seq| seq.passage).sum();
-    Cost::new(merged * hidden_size, 4 * hidden_size * (rows + out_rows))
+/// Work of one call on `before` rows, of which `merged` are passage, that leaves `after`.
+pub fn cost(before: usize, merged: usize, after: usize, hidden_size: usize) -> Cost {
+    Cost::new(merged * hidden_size, 4 * hidden_size * (before + after))
 }

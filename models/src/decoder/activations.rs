@@ -1,16 +1,50 @@
 //! The memory of a forward pass.
 
-use outcrop_kernels::Buffer;
+use outcrop_kernels::layout::{Bounds, Layout, LayoutBuffer};
+use outcrop_kernels::{Buffer, Graphs, IndexBuffer, Role, Stream};
 use outcrop_loader::DecoderConfig;
 
-use super::prefixes::Prefixes;
+use super::Batch;
+use super::prefixes::{PrefixShape, Prefixes};
+use crate::Error;
 
 /// Every activation of a decoder's forward pass, allocated before the first layer and reused by all of them.
 ///
-/// `T` tokens, `H` hidden size, `Q` width of all query heads, `KV` of all key heads, `I` intermediate size, `C` rows of a
-/// carried prefix. Memory that a batch does not reach is never resident: `query` and `spare` cost nothing unless used.
+/// `T` tokens, `S` sequences, `H` hidden size, `Q` width of all query heads, `KV` of all key heads, `I` intermediate size, `C` rows of
+/// a carried prefix. On the CPU memory that a batch does not reach is never resident: `query` and `spare` cost nothing unless used.
 pub struct Activations {
     capacity: usize,
+    pub(super) graphs: Graphs<Run>,
+    pub(super) tensors: Tensors,
+}
+
+/// What decides the launches of a run.
+#[derive(PartialEq, Eq, Hash)]
+pub(super) struct Run {
+    pub(super) bounds: Bounds,
+    pub(super) steps: Vec<Step>,
+    /// Positions of the rotary table: a longer one is another one.
+    pub(super) num_positions: usize,
+    pub(super) prefixes: PrefixShape,
+}
+
+/// One step of a [`Pass`](super::Pass).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Step {
+    /// Scores the states by the head of the `nth` cutoff.
+    Score(usize),
+    /// Merges every so many passage rows.
+    Compress(usize),
+    /// Runs the next layer.
+    Layer,
+    /// Runs the last layer of the stack, for the scored rows alone.
+    LastLayer,
+}
+
+pub(super) struct Tensors {
+    pub(super) input_ids: IndexBuffer,
+    /// Where the rows are, before and after a compression in turns.
+    pub(super) layouts: [LayoutBuffer; 2],
     /// The residual stream, `[T, H]`.
     pub(super) hidden: Buffer,
     /// The residual stream under the norm of what reads it next, `[T, H]`.
@@ -21,37 +55,71 @@ pub struct Activations {
     pub(super) query: Buffer,
     /// Output of attention, `[T, Q]`.
     pub(super) context: Buffer,
-    /// Output of attention or MLP, `[T, H]`.
+    /// Output of attention or MLP before it is added, `[T, H]`.
     pub(super) projected: Buffer,
     /// Where rows go that replace those of `hidden`, `[T, H]`.
     pub(super) spare: Buffer,
+    /// Of every cutoff: a score per sequence.
+    pub(super) scores: Buffer,
     /// Keys and values of the prefix that the batches of a long group share.
     pub(super) prefixes: Prefixes,
 }
 
 impl Activations {
     /// Memory for batches of up to `num_tokens` tokens.
-    pub fn new(config: &DecoderConfig, num_tokens: usize) -> Self {
+    pub fn new(
+        stream: &Stream,
+        config: &DecoderConfig,
+        num_tokens: usize,
+        record_graphs: bool,
+    ) -> Result<Self, Error> {
         let widths = Widths::of(config);
-        let hidden = || Buffer::zeros(num_tokens * config.hidden_size);
         // A carried prefix belongs to a sequence that fits a batch of its own, so it has no more rows than the capacity.
         let wide = (2 * num_tokens * widths.qkv()).max(num_tokens * config.intermediate_size);
-        Self {
-            capacity: num_tokens,
-            hidden: hidden(),
-            normed: hidden(),
-            wide: Buffer::zeros(wide),
-            query: Buffer::zeros(num_tokens * widths.q),
-            context: Buffer::zeros(num_tokens * widths.q),
-            projected: hidden(),
-            spare: hidden(),
-            prefixes: Prefixes::new(),
-        }
+        let (residual, operand) =
+            ((Role::Full, num_tokens * config.hidden_size), (Role::Operand, num_tokens * config.hidden_size));
+        let queries = (Role::Operand, num_tokens * widths.q);
+        let scores = (Role::Full, num_tokens * (config.num_hidden_layers + 1));
+        let [hidden, normed, wide, query, context, projected, spare, scores] = Buffer::allocate(
+            stream,
+            [residual, operand, (Role::Operand, wide), queries, queries, operand, residual, scores],
+        )?;
+        let tensors = Tensors {
+            input_ids: IndexBuffer::new(stream, num_tokens)?,
+            layouts: [LayoutBuffer::new(stream, num_tokens)?, LayoutBuffer::new(stream, num_tokens)?],
+            hidden,
+            normed,
+            wide,
+            query,
+            context,
+            projected,
+            spare,
+            scores,
+            prefixes: Prefixes::default(),
+        };
+        Ok(Self { capacity: num_tokens, graphs: Graphs::new(record_graphs), tensors })
     }
 
     /// Tokens a batch may have.
     pub fn capacity(&self) -> usize {
         self.capacity
+    }
+
+    /// Takes in the batch that the next pass is about, to be run through `layers` layers.
+    pub(super) fn load(
+        &mut self,
+        stream: &Stream,
+        config: &DecoderConfig,
+        batch: &Batch,
+        layers: usize,
+    ) -> Result<Bounds, Error> {
+        let layout = Layout::new(batch.segments.clone());
+        let bounds = Bounds::of(&layout, self.capacity);
+        let kv_len = 2 * Widths::of(config).kv;
+        self.tensors.prefixes.reserve(stream, layers, layout.kept_rows.len(), kv_len)?;
+        self.tensors.input_ids.write(&batch.input_ids)?;
+        self.tensors.layouts[0].load(layout, bounds)?;
+        Ok(bounds)
     }
 }
 

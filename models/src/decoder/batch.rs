@@ -1,7 +1,8 @@
 //! A packed batch of pairs: prefixes that sequences may share, and the rest of each sequence.
 
-use outcrop_kernels::attention::{self, AttentionParams, Mask, Span};
+use outcrop_kernels::attention::{self, AttentionParams, Mask};
 use outcrop_kernels::gemm;
+use outcrop_kernels::layout::{Before, Layout, ScoredRow, Segment, Segments};
 use outcrop_kernels::token_compress::Compress;
 use outcrop_loader::DecoderConfig;
 
@@ -23,62 +24,19 @@ pub struct Group<'a> {
 /// A causal decoder's states depend on what stands before a token alone, so a prefix is computed once for all the sequences
 /// behind it (DESIGN 3). A sequence alone is laid out in the same way, prefix and rest: nothing that is computed depends on how
 /// many share, not even in its last bit.
+#[derive(Clone)]
 pub struct Batch {
     pub(super) input_ids: Vec<u32>,
-    segments: Vec<Segment>,
-    /// Rows of the carried prefix; they stand behind the batch's own where keys are.
-    pub(super) carried_rows: usize,
-    /// The segment to keep for the next batch.
-    kept_segment: Option<usize>,
-    pub(super) layout: Layout,
-}
-
-/// A prefix, or the rest of a sequence.
-struct Segment {
-    parts: Compress,
-    before: Before,
-    is_scored: bool,
-}
-
-/// What stands before a segment.
-#[derive(Clone, Copy)]
-enum Before {
-    Nothing,
-    Segment(usize),
-    Carried,
-}
-
-/// Where everything lies; changes when passages are compressed.
-#[derive(Default)]
-pub(super) struct Layout {
-    pub(super) num_tokens: usize,
-    pub(super) position_ids: Vec<u32>,
-    pub(super) spans: Vec<Span>,
-    /// Last row of each sequence: the one that is scored.
-    pub(super) last_rows: Vec<usize>,
-    pub(super) last_position_ids: Vec<u32>,
-    /// The scored rows alone, gathered, each with all of its keys.
-    pub(super) last_spans: Vec<Span>,
-    /// What `token_compress` takes.
-    pub(super) parts: Vec<Compress>,
-    /// Rows of the kept prefix.
-    pub(super) kept_rows: std::ops::Range<usize>,
+    pub(super) segments: Segments,
 }
 
 impl Batch {
     /// Packs the groups in the order given. Only the first may be carried, and only the last kept.
     pub fn new(groups: &[Group<'_>]) -> Self {
-        let mut batch = Self {
-            input_ids: Vec::new(),
-            segments: Vec::new(),
-            carried_rows: 0,
-            kept_segment: None,
-            layout: Layout::default(),
-        };
+        let mut batch = Self { input_ids: Vec::new(), segments: Segments::of_sequences([], ScoredRow::Last) };
         for group in groups {
             batch.push_group(group);
         }
-        batch.lay_out();
         batch
     }
 
@@ -87,39 +45,40 @@ impl Batch {
         let before = if prefix.is_empty() {
             Before::Nothing
         } else if group.is_carried {
-            self.carried_rows = prefix.len();
+            self.segments.carried_rows = prefix.len();
             Before::Carried
         } else {
             let parts = Compress { query: prefix.len(), passage: 0, prompt: 0 };
             self.input_ids.extend_from_slice(prefix);
-            self.segments.push(Segment { parts, before: Before::Nothing, is_scored: false });
+            let nth = self.segments.segments.len();
+            self.segments.segments.push(Segment { parts, before: Before::Nothing, is_scored: false });
             if group.is_kept {
-                self.kept_segment = Some(self.segments.len() - 1);
+                self.segments.kept_segment = Some(nth);
             }
-            Before::Segment(self.segments.len() - 1)
+            Before::Segment(nth)
         };
         for pair in &group.pairs {
             let rest = pair.rest();
             self.input_ids.extend_from_slice(rest);
             let parts =
                 Compress { query: 0, passage: rest.len() - pair.prompt_tokens, prompt: pair.prompt_tokens };
-            self.segments.push(Segment { parts, before, is_scored: true });
+            self.segments.segments.push(Segment { parts, before, is_scored: true });
         }
     }
 
     /// Sequences in the batch.
     pub fn num_seqs(&self) -> usize {
-        self.layout.last_rows.len()
+        self.segments.num_seqs()
     }
 
     /// Rows computed.
     pub fn num_tokens(&self) -> usize {
-        self.layout.num_tokens
+        self.segments.num_tokens()
     }
 
     /// The length of each sequence as it stands, prefix included.
     pub fn tokens(&self) -> impl Iterator<Item = usize> + '_ {
-        self.layout.last_spans.iter().map(Span::num_keys)
+        self.segments.seqlens()
     }
 
     /// Floating-point operations of the matrix products of one layer, the batch being as it stands; of the last layer run, where
@@ -127,10 +86,11 @@ impl Batch {
     pub fn layer_flops(&self, config: &DecoderConfig, is_last: bool) -> u64 {
         let (hidden, intermediate) = (config.hidden_size, config.intermediate_size);
         let widths = Widths::of(config);
-        let tokens = self.num_tokens();
+        let layout = Layout::new(self.segments.clone());
+        let tokens = layout.num_tokens();
         let (rows, spans) = match is_last {
-            true => (self.num_seqs(), &self.layout.last_spans),
-            false => (tokens, &self.layout.spans),
+            true => (self.num_seqs(), &layout.scored_spans),
+            false => (tokens, &layout.spans),
         };
         // The shape alone counts; a window beyond the longest sequence is none.
         let params = AttentionParams {
@@ -150,51 +110,11 @@ impl Batch {
             + product(rows, hidden, intermediate)
     }
 
-    /// Takes note that passages have been compressed by `ratio`: positions are counted anew (SPEC 7.3). [`Pass::compress`] does it
-    /// for a batch that is run.
-    ///
-    /// [`Pass::compress`]: super::Pass::compress
+    /// Takes note that passages have been compressed by `ratio`: for counting, not for a batch that is run, which a
+    /// [`Pass`](super::Pass) compresses.
     pub fn compress(&mut self, ratio: usize) {
-        for segment in &mut self.segments {
-            segment.parts = segment.parts.compressed(ratio);
-        }
-        self.lay_out();
+        self.segments = self.segments.compressed(ratio);
     }
-
-    fn lay_out(&mut self) {
-        let num_tokens = self.segments.iter().map(|segment| segment.parts.len()).sum();
-        let mut layout = Layout { num_tokens, ..Layout::default() };
-        let mut rows_of = Vec::with_capacity(self.segments.len());
-        let mut start = 0;
-        for segment in &self.segments {
-            let rows = start..start + segment.parts.len();
-            start = rows.end;
-            let prefix = match segment.before {
-                Before::Nothing => 0..0,
-                Before::Segment(i) => std::ops::Range::clone(&rows_of[i]),
-                Before::Carried => num_tokens..num_tokens + self.carried_rows,
-            };
-            let positions = (prefix.len()..prefix.len() + rows.len()).map(position_id);
-            layout.position_ids.extend(positions);
-            if segment.is_scored {
-                let nth = layout.last_rows.len();
-                layout.last_rows.push(rows.end - 1);
-                layout.last_position_ids.push(position_id(prefix.len() + rows.len() - 1));
-                let queries = nth..nth + 1;
-                layout.last_spans.push(Span { queries, prefix: prefix.clone(), keys: rows.clone() });
-            }
-            layout.spans.push(Span { queries: rows.clone(), prefix, keys: rows.clone() });
-            layout.parts.push(segment.parts);
-            rows_of.push(rows);
-        }
-        layout.kept_rows = self.kept_segment.map_or(0..0, |i| rows_of[i].clone());
-        self.layout = layout;
-    }
-}
-
-/// Sequences are bounded far below what 32 bits hold.
-fn position_id(position: usize) -> u32 {
-    u32::try_from(position).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]
@@ -223,35 +143,25 @@ mod tests {
         let (a, b, c) = (pair(3, 4, 2, 10), pair(3, 0, 2, 20), pair(2, 1, 1, 30));
         let batch = Batch::new(&[group(&[&a, &b]), group(&[&c])]);
         assert_eq!(batch.input_ids, [0, 1, 2, 10, 11, 12, 13, 14, 15, 20, 21, 0, 1, 30, 31]);
-        assert_eq!(batch.layout.position_ids, [0, 1, 2, 3, 4, 5, 6, 7, 8, 3, 4, 0, 1, 2, 3]);
-        let span = |queries: std::ops::Range<usize>, prefix| Span { keys: queries.clone(), queries, prefix };
-        let expected =
-            [span(0..3, 0..0), span(3..9, 0..3), span(9..11, 0..3), span(11..13, 0..0), span(13..15, 11..13)];
-        assert_eq!(batch.layout.spans, expected);
-        assert_eq!(batch.layout.last_rows, [8, 10, 14]);
-        assert_eq!(batch.layout.last_position_ids, [8, 4, 3]);
-        assert_eq!(batch.layout.last_spans[1], Span { queries: 1..2, prefix: 0..3, keys: 9..11 });
+        let before: Vec<_> = batch.segments.segments.iter().map(|segment| segment.before).collect();
+        let (nothing, behind) = (Before::Nothing, Before::Segment);
+        assert_eq!(before, [nothing, behind(0), behind(0), nothing, behind(3)]);
         assert_eq!((batch.num_seqs(), batch.num_tokens()), (3, 15));
         assert_eq!(batch.tokens().collect::<Vec<_>>(), [9, 5, 4]);
     }
 
     #[test]
-    fn a_carried_prefix_stands_behind_the_rows_and_a_kept_one_among_them() {
+    fn a_carried_prefix_has_no_tokens_and_a_kept_one_is_named() {
         let (a, b) = (pair(3, 4, 2, 10), pair(2, 1, 1, 30));
         let carried = Group { is_carried: true, ..group(&[&a]) };
         let kept = Group { is_kept: true, ..group(&[&b]) };
         let mut batch = Batch::new(&[carried, kept]);
         assert_eq!(batch.input_ids, [10, 11, 12, 13, 14, 15, 0, 1, 30, 31]);
-        assert_eq!(batch.layout.position_ids, [3, 4, 5, 6, 7, 8, 0, 1, 2, 3]);
-        assert_eq!((batch.carried_rows, batch.layout.kept_rows.clone()), (3, 6..8));
-        assert_eq!(batch.layout.spans[0].prefix, 10..13);
+        assert_eq!(batch.segments.segments[0].before, Before::Carried);
+        assert_eq!((batch.segments.carried_rows, batch.segments.kept_segment), (3, Some(1)));
         assert_eq!(batch.tokens().collect::<Vec<_>>(), [9, 4]);
-        // Four rows of passage become two, and all that stands behind them moves up.
+        // Four rows of passage become two.
         batch.compress(2);
-        assert_eq!(batch.layout.position_ids, [3, 4, 5, 6, 0, 1, 2, 3]);
-        assert_eq!(batch.layout.kept_rows, 4..6);
-        assert_eq!(batch.layout.spans[0], Span { queries: 0..4, prefix: 8..11, keys: 0..4 });
-        assert_eq!(batch.layout.last_rows, [3, 7]);
         assert_eq!(batch.tokens().collect::<Vec<_>>(), [7, 4]);
     }
 }

@@ -1,10 +1,10 @@
-//! The gated MLP of a decoder layer, shared by the families: `projected = down_proj(activation(gate_proj(n)) * up_proj(n))`.
+//! The gated MLP of a decoder layer, shared by the families: `down_proj(activation(gate_proj(n)) * up_proj(n))`.
 
 use outcrop_kernels::gemm::{Activation, Epilogue, Matrix, gemm};
 use outcrop_loader::{DecoderConfig, Gelu};
 
-use super::activations::Activations;
-use super::pass::Pass;
+use super::activations::Tensors;
+use super::pass::{Output, Pass};
 use crate::Error;
 use crate::weights::Reader;
 
@@ -32,12 +32,12 @@ impl GatedMlp {
         })
     }
 
-    /// Reads `normed`, leaves the output in `projected`.
-    pub(super) fn forward(&self, pass: &mut Pass<'_>) -> Result<(), Error> {
+    /// Reads `normed`.
+    pub(super) fn forward(&self, pass: &mut Pass<'_>, output: Output) -> Result<(), Error> {
         let (stream, rows) = (pass.stream, pass.num_rows());
-        let Activations { normed, wide, projected, .. } = &mut *pass.act;
+        let Tensors { hidden, normed, wide, projected, .. } = &mut *pass.tensors;
         gemm(stream, wide, normed, &self.gate_up_proj, 0..1, rows, Epilogue::Gated(self.activation))?;
-        Ok(gemm(stream, projected, wide, &self.down_proj, 0..1, rows, Epilogue::None)?)
+        output.write(stream, (projected, hidden), wide, &self.down_proj, rows)
     }
 }
 

@@ -14,10 +14,10 @@ use outcrop_kernels::sandwich_norm::sandwich_norm;
 use outcrop_loader::{DecoderConfig, Gemma2Config};
 
 use super::DecoderOptions;
-use super::activations::Activations;
+use super::activations::Tensors;
 use super::attention::SelfAttention;
 use super::gated_mlp::{GatedMlp, geglu};
-use super::pass::Pass;
+use super::pass::{Output, Pass};
 use crate::Error;
 use crate::weights::{Reader, RmsConvention, RootMeanSquare};
 
@@ -71,13 +71,12 @@ impl Layer {
     pub(super) fn forward(&self, pass: &mut Pass<'_>, next: RmsNorm<'_>) -> Result<(), Error> {
         let add = |pass: &mut Pass<'_>, post: RmsNorm<'_>, pre: RmsNorm<'_>| {
             let rows = pass.num_rows();
-            let Activations { hidden, normed, projected, .. } = &mut *pass.act;
+            let Tensors { hidden, normed, projected, .. } = &mut *pass.tensors;
             sandwich_norm(pass.stream, hidden, normed, projected, post, pre, rows)
         };
-        self.attention.forward(pass)?;
-        pass.drop_unscored_rows()?;
+        self.attention.forward(pass, Output::Projected)?;
         add(pass, self.post_attention_layernorm.get(), self.pre_feedforward_layernorm.get())?;
-        self.mlp.forward(pass)?;
+        self.mlp.forward(pass, Output::Projected)?;
         Ok(add(pass, self.post_feedforward_layernorm.get(), next)?)
     }
 }

@@ -6,16 +6,14 @@
 //! x += r * down_proj(silu(gate_proj n) * up_proj n)        n = rms(x; post_attention_layernorm)
 //! ```
 
-use outcrop_kernels::add_rms_norm::add_rms_norm;
 use outcrop_kernels::attention::{AttentionParams, Mask};
 use outcrop_kernels::gemm::Activation;
 use outcrop_kernels::rms_norm::RmsNorm;
 use outcrop_loader::{DecoderConfig, MiniCpmConfig};
 
-use super::activations::Activations;
 use super::attention::SelfAttention;
 use super::gated_mlp::GatedMlp;
-use super::pass::Pass;
+use super::pass::{Output, Pass};
 use crate::Error;
 use crate::weights::{Reader, RmsConvention, RootMeanSquare};
 
@@ -60,15 +58,9 @@ impl Layer {
 
     /// `normed` is this layer's input under its norm, and afterwards its output under the norm `next`.
     pub(super) fn forward(&self, pass: &mut Pass<'_>, next: RmsNorm<'_>) -> Result<(), Error> {
-        let add = |pass: &mut Pass<'_>, norm: RmsNorm<'_>| {
-            let rows = pass.num_rows();
-            let Activations { hidden, normed, projected, .. } = &mut *pass.act;
-            add_rms_norm(pass.stream, hidden, normed, projected, self.residual_scale, norm, rows)
-        };
-        self.attention.forward(pass)?;
-        pass.drop_unscored_rows()?;
-        add(pass, self.post_attention_layernorm.get())?;
-        self.mlp.forward(pass)?;
-        Ok(add(pass, next)?)
+        self.attention.forward(pass, Output::Residual(self.residual_scale))?;
+        pass.norm(self.post_attention_layernorm.get())?;
+        self.mlp.forward(pass, Output::Residual(self.residual_scale))?;
+        pass.norm(next)
     }
 }

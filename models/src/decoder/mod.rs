@@ -23,19 +23,20 @@ mod minicpm;
 mod pass;
 mod prefixes;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use outcrop_kernels::rope::RopeTable;
-use outcrop_kernels::{ElementType, Stream};
+use outcrop_kernels::{Buffer, CpuStream, ElementType, Stream};
 use outcrop_loader::{Adapter, Change, Checkpoint, DecoderConfig, DecoderFamily, Gelu, Tensor};
 
-pub use activations::Activations;
+pub use activations::{Activations, Step};
 pub use batch::{Batch, Group};
 pub use manifest::{WeightInfo, WeightPart, manifest};
 pub use pass::Pass;
 
 use crate::Error;
-use crate::weights::{Reader, RmsConvention, RootMeanSquare, elements};
+use crate::weights::{EmbeddingTable, Reader, RmsConvention, RootMeanSquare, elements};
 
 const EMBED_TOKENS: &str = "model.embed_tokens.weight";
 
@@ -75,9 +76,19 @@ pub struct Decoder {
     options: DecoderOptions,
     /// Row of the head, for the family whose head is the vocabulary: the token "Yes" (SPEC 5).
     yes_token_id: Option<u32>,
+    loaded: Mutex<Loaded>,
+}
+
+/// What runs so far have needed. It stays where it is: recorded launches point to it.
+#[derive(Default)]
+struct Loaded {
+    embedding_table: Option<Arc<EmbeddingTable>>,
     /// Layers `0 ..` as far as any run went.
-    layers: Mutex<Vec<Arc<Layer>>>,
-    rope: Mutex<Option<Arc<RopeTable>>>,
+    layers: Vec<Arc<Layer>>,
+    norm: Option<Arc<RootMeanSquare>>,
+    /// By the name of their tensor.
+    heads: HashMap<String, Arc<Buffer>>,
+    rope: Option<Arc<RopeTable>>,
 }
 
 /// A layer of any family.
@@ -91,9 +102,10 @@ enum Layer {
 pub struct Stack<'a> {
     decoder: &'a Decoder,
     layers: Vec<Arc<Layer>>,
-    norm: RootMeanSquare,
+    embedding_table: Arc<EmbeddingTable>,
+    norm: Arc<RootMeanSquare>,
     /// `[hidden_size]` each, one per cutoff.
-    heads: Vec<Vec<f32>>,
+    heads: Vec<Arc<Buffer>>,
     rope: Arc<RopeTable>,
 }
 
@@ -124,14 +136,7 @@ impl Decoder {
         if let Some(id) = yes_token_id.filter(|id| *id as usize >= config.vocab_size) {
             return Err(Error::UnknownToken { id, vocab_size: config.vocab_size });
         }
-        Ok(Self {
-            config: config.clone(),
-            checkpoint,
-            options,
-            yes_token_id,
-            layers: Mutex::default(),
-            rope: Mutex::default(),
-        })
+        Ok(Self { config: config.clone(), checkpoint, options, yes_token_id, loaded: Mutex::default() })
     }
 
     /// The model's configuration.
@@ -141,27 +146,45 @@ impl Decoder {
 
     /// Layers in memory: those below the largest cutoff of any run so far.
     pub fn layers_loaded(&self) -> usize {
-        self.layers.lock().unwrap_or_else(PoisonError::into_inner).len()
+        self.loaded().layers.len()
     }
 
-    /// Makes ready what runs to `cutoffs` over sequences of up to `max_tokens` tokens need. Reads and packs layers that no
-    /// earlier run needed, on the threads of `stream`; nothing above the last cutoff is touched.
+    /// Makes ready what runs to `cutoffs` over sequences of up to `max_tokens` tokens need. Reads layers that no earlier run needed
+    /// and puts them where `stream` runs; nothing above the last cutoff is touched.
     ///
-    /// `cutoffs` ascend, and each is between 1 and the number of layers and allowed by the configuration; a model without
-    /// cutoffs takes the number of its layers. Not to be called from a thread of `stream`.
-    pub fn stack(&self, stream: &Stream, cutoffs: &[usize], max_tokens: usize) -> Result<Stack<'_>, Error> {
-        let reader = self.reader(stream);
+    /// A decoder serves one stream, the same in every call. `cutoffs` ascend, and each is between 1 and the number of layers and
+    /// allowed by the configuration; a model without cutoffs takes the number of its layers. Not to be called from a compute thread.
+    pub fn stack(
+        &self,
+        stream: &Stream,
+        host: &CpuStream,
+        cutoffs: &[usize],
+        max_tokens: usize,
+    ) -> Result<Stack<'_>, Error> {
+        let reader = self.reader(stream, host);
+        // Held while weights are read: a second caller that needs them waits instead of reading them as well.
+        let mut loaded = self.loaded();
+        let embedding_table = get_or_load(&mut loaded.embedding_table, || {
+            EmbeddingTable::as_stored(stream, &self.embedding_tensor()?)
+        })?;
+        let norm = get_or_load(&mut loaded.norm, || self.rms_norm(&reader, "model.norm"))?;
+        let mut heads = Vec::with_capacity(cutoffs.len());
+        for (nth, cutoff) in cutoffs.iter().enumerate() {
+            heads.push(self.head(&reader, &mut loaded.heads, nth, *cutoff)?);
+        }
         let layers_run = cutoffs.last().copied().unwrap_or(0);
-        let heads = cutoffs.iter().enumerate();
-        let heads = heads.map(|(nth, cutoff)| self.head(&reader, nth, *cutoff)).collect::<Result<_, _>>()?;
-        let norm = self.rms_norm(&reader, "model.norm")?;
-        Ok(Stack {
-            decoder: self,
-            layers: self.layers(&reader, layers_run)?,
-            norm,
-            heads,
-            rope: self.rope(max_tokens)?,
-        })
+        while loaded.layers.len() < layers_run {
+            let layer = self.load_layer(&reader, loaded.layers.len())?;
+            loaded.layers.push(Arc::new(layer));
+        }
+        loaded.rope = loaded.rope.take().filter(|table| table.num_positions() >= max_tokens);
+        let rope = get_or_load(&mut loaded.rope, || {
+            // Doubled, so that a stream of ever longer texts does not make a table for each.
+            let num_positions = max_tokens.next_power_of_two().max(512);
+            Ok(RopeTable::new(stream, self.config.rope_theta, self.config.head_dim, num_positions)?)
+        })?;
+        let layers = loaded.layers[..layers_run].to_vec();
+        Ok(Stack { decoder: self, layers, embedding_table, norm, heads, rope })
     }
 
     /// The first tensor, among those that the runs so far have read, that holds a NaN or an infinity.
@@ -185,7 +208,7 @@ impl Decoder {
     }
 
     /// The word embeddings: the stored table, or the one that the last adapter with a table of its own brings.
-    fn embedding_table(&self) -> Result<Tensor<'_>, Error> {
+    fn embedding_tensor(&self) -> Result<Tensor<'_>, Error> {
         let mut table = self.checkpoint.tensor(EMBED_TOKENS)?;
         for adapter in &self.options.adapters {
             if let Some(Change::Replacement(replacement)) = adapter.change(EMBED_TOKENS)? {
@@ -195,23 +218,19 @@ impl Decoder {
         Ok(table)
     }
 
-    fn reader<'a>(&'a self, stream: &'a Stream) -> Reader<'a> {
+    fn loaded(&self) -> MutexGuard<'_, Loaded> {
+        // A layer is pushed once it is whole: a panic leaves nothing half-done.
+        self.loaded.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn reader<'a>(&'a self, stream: &'a Stream, host: &'a CpuStream) -> Reader<'a> {
         Reader {
             stream,
+            host,
             checkpoint: &self.checkpoint,
             adapters: &self.options.adapters,
             element_type: self.options.element_type,
         }
-    }
-
-    fn layers(&self, reader: &Reader<'_>, layers_run: usize) -> Result<Vec<Arc<Layer>>, Error> {
-        // Held while layers are read: a second caller that needs them waits instead of reading them as well.
-        let mut layers = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
-        while layers.len() < layers_run {
-            let layer = self.load_layer(reader, layers.len())?;
-            layers.push(Arc::new(layer));
-        }
-        Ok(layers[..layers_run].to_vec())
     }
 
     fn load_layer(&self, reader: &Reader<'_>, n: usize) -> Result<Layer, Error> {
@@ -238,27 +257,39 @@ impl Decoder {
     }
 
     /// The head that reads the state behind `cutoff`, the `nth` of those asked for.
-    fn head(&self, reader: &Reader<'_>, nth: usize, cutoff: usize) -> Result<Vec<f32>, Error> {
+    fn head(
+        &self,
+        reader: &Reader<'_>,
+        heads: &mut HashMap<String, Arc<Buffer>>,
+        nth: usize,
+        cutoff: usize,
+    ) -> Result<Arc<Buffer>, Error> {
         let config = &self.config;
-        let scalar = |name: &str| reader.row(name, 0, 1, config.hidden_size);
-        match &config.family {
+        // Name of the tensor, the row of it, and how many it has.
+        let (name, row, rows) = match &config.family {
             DecoderFamily::Gemma(gemma) => {
                 let name = if gemma.tie_word_embeddings { EMBED_TOKENS } else { "lm_head.weight" };
-                let row = self.yes_token_id.unwrap_or(0) as usize;
-                reader.row(name, row, config.vocab_size, config.hidden_size)
+                (name.to_owned(), self.yes_token_id.unwrap_or(0) as usize, config.vocab_size)
             }
-            DecoderFamily::MiniCpm(minicpm) if !minicpm.head_multi => scalar("lm_head.linear_head.weight"),
+            DecoderFamily::MiniCpm(minicpm) if !minicpm.head_multi => {
+                ("lm_head.linear_head.weight".to_owned(), 0, 1)
+            }
             DecoderFamily::MiniCpm(minicpm) => {
-                scalar(&format!("lm_head.{}.linear_head.weight", cutoff - minicpm.start_layer))
+                (format!("lm_head.{}.linear_head.weight", cutoff - minicpm.start_layer), 0, 1)
             }
             DecoderFamily::Gemma2(gemma2) => {
                 let k = match self.options.heads {
                     HeadRule::Reference => nth,
                     HeadRule::ByLayer => (cutoff - gemma2.start_layer) / gemma2.layer_sep,
                 };
-                scalar(&format!("lm_head.{k}.linear_head.weight"))
+                (format!("lm_head.{k}.linear_head.weight"), 0, 1)
             }
+        };
+        if let Some(head) = heads.get(&name) {
+            return Ok(Arc::clone(head));
         }
+        let head = reader.upload(&reader.row(&name, row, rows, config.hidden_size)?)?;
+        Ok(Arc::clone(heads.entry(name).or_insert(Arc::new(head))))
     }
 
     /// The factor on the word embeddings; in f32, to which the reference rounds it.
@@ -280,18 +311,17 @@ impl Decoder {
             DecoderFamily::Gemma(_) | DecoderFamily::MiniCpm(_) => None,
         }
     }
+}
 
-    /// Angles of at least `num_positions` positions.
-    fn rope(&self, num_positions: usize) -> Result<Arc<RopeTable>, Error> {
-        let mut rope = self.rope.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(table) = rope.as_ref().filter(|table| table.num_positions() >= num_positions) {
-            return Ok(Arc::clone(table));
-        }
-        // Doubled, so that a stream of ever longer texts does not make a table for each.
-        let num_positions = num_positions.next_power_of_two().max(512);
-        let table = RopeTable::new(self.config.rope_theta, self.config.head_dim, num_positions)?;
-        Ok(Arc::clone(rope.insert(Arc::new(table))))
+/// What stands in `place`, put there first if it is empty.
+fn get_or_load<T>(
+    place: &mut Option<Arc<T>>,
+    load: impl FnOnce() -> Result<T, Error>,
+) -> Result<Arc<T>, Error> {
+    if let Some(loaded) = place {
+        return Ok(Arc::clone(loaded));
     }
+    Ok(Arc::clone(place.insert(Arc::new(load()?))))
 }
 
 impl Stack<'_> {

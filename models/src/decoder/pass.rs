@@ -1,30 +1,32 @@
 //! One forward pass of a stack over a batch, step by step.
 
-use outcrop_kernels::Stream;
 use outcrop_kernels::embed::embed;
 use outcrop_kernels::gather_rows::gather_rows;
-use outcrop_kernels::rms_norm::rms_norm;
+use outcrop_kernels::gemm::{Epilogue, Matrix, gemm};
+use outcrop_kernels::layout::LayoutBuffer;
+use outcrop_kernels::rms_norm::{RmsNorm, rms_norm};
 use outcrop_kernels::row_dot::row_dot;
 use outcrop_kernels::token_compress::token_compress;
+use outcrop_kernels::{Buffer, Size, Stream};
 
-use super::activations::{Activations, Widths};
+use super::activations::{Activations, Run, Step, Tensors};
 use super::batch::Batch;
 use super::{Layer, Stack};
 use crate::Error;
-use crate::weights::{RootMeanSquare, elements};
+use crate::weights::RootMeanSquare;
 
 /// A forward pass under way: the residual stream of a batch behind some number of layers.
 ///
-/// Layers are run in order, the last of the stack by [`Pass::last_layer`]. In between, states can be scored and passages
-/// compressed.
+/// Layers are run in order, the last of the stack by [`Step::LastLayer`]. In between, states can be scored and passages compressed.
 pub struct Pass<'a> {
     pub(super) stream: &'a Stream,
     pub(super) stack: &'a Stack<'a>,
-    pub(super) act: &'a mut Activations,
-    pub(super) batch: &'a mut Batch,
+    pub(super) tensors: &'a mut Tensors,
     /// Layers run so far.
     pub(super) layer: usize,
     pub(super) scored_rows: ScoredRows,
+    /// The layout in force, of the two.
+    pub(super) layout: usize,
 }
 
 /// Which rows the residual stream holds.
@@ -36,98 +38,189 @@ pub(super) enum ScoredRows {
     Alone,
 }
 
+/// What becomes of the output of attention or MLP.
+#[derive(Clone, Copy)]
+pub(super) enum Output {
+    /// It is left in `projected`.
+    Projected,
+    /// It is added to the residual stream, times a factor.
+    Residual(f32),
+}
+
+impl Stack<'_> {
+    /// Runs `steps` over `batch`, for which `act` must have room: of every score asked for, one per sequence.
+    ///
+    /// On a GPU the launches of a run are recorded and replayed where `act` was made to.
+    pub fn run(
+        &self,
+        stream: &Stream,
+        act: &mut Activations,
+        batch: &Batch,
+        steps: &[Step],
+    ) -> Result<Vec<Vec<f32>>, Error> {
+        let bounds = act.load(stream, &self.decoder.config, batch, self.layers_run())?;
+        let Activations { graphs, tensors, .. } = act;
+        let run = Run {
+            bounds,
+            steps: steps.to_vec(),
+            num_positions: self.rope.num_positions(),
+            prefixes: tensors.prefixes.shape(),
+        };
+        graphs.run(stream, run, || {
+            let mut pass = Pass::begin(stream, self, tensors)?;
+            steps.iter().try_for_each(|step| pass.step(*step))
+        })?;
+        if batch.segments.kept_segment.is_some() {
+            tensors.prefixes.hand_over();
+        }
+        let num_scores = steps.iter().filter(|step| matches!(step, Step::Score(_))).count();
+        let scores = tensors.scores.read(num_scores * bounds.seqs)?;
+        let of_batch = |scores: &[f32]| scores[..batch.num_seqs()].to_vec();
+        Ok(scores.chunks_exact(bounds.seqs.max(1)).map(of_batch).collect())
+    }
+}
+
 impl<'a> Pass<'a> {
-    /// Embeds the tokens of `batch`, for which `act` must have room.
+    /// Takes in `batch`, for which `act` must have room, and embeds its tokens: for looking into a model, step by step.
     pub fn start(
         stream: &'a Stream,
         stack: &'a Stack<'a>,
         act: &'a mut Activations,
-        batch: &'a mut Batch,
+        batch: &Batch,
     ) -> Result<Self, Error> {
-        let (decoder, hidden_size) = (stack.decoder, stack.decoder.config.hidden_size);
-        act.prefixes.reserve(batch, stack.layers_run(), 2 * Widths::of(&decoder.config).kv);
-        let table = decoder.embedding_table()?;
-        let scale = decoder.embedding_scale();
-        embed(stream, &mut act.hidden, elements(&table), &batch.input_ids, hidden_size, scale)?;
+        act.load(stream, &stack.decoder.config, batch, stack.layers_run())?;
+        Self::begin(stream, stack, &mut act.tensors)
+    }
+
+    /// Embeds the tokens of the batch that has been taken in.
+    fn begin(stream: &'a Stream, stack: &'a Stack<'a>, tensors: &'a mut Tensors) -> Result<Self, Error> {
+        let decoder = stack.decoder;
+        tensors.layouts[0].lay_out(stream)?;
+        let Tensors { input_ids, layouts: [layout, _], hidden, .. } = &mut *tensors;
+        let tensor = decoder.embedding_tensor()?;
+        let table = stack.embedding_table.get(&tensor);
+        let (ids, scale) = (input_ids.view(layout.tokens()), decoder.embedding_scale());
+        embed(stream, hidden, table, ids, decoder.config.hidden_size, scale)?;
+        let mut pass =
+            Self { stream, stack, tensors, layer: 0, scored_rows: ScoredRows::AmongAll, layout: 0 };
         if let Some(first) = stack.layers.first() {
-            let norm = first.input_layernorm().get();
-            rms_norm(stream, &mut act.normed, &act.hidden, norm, batch.num_tokens())?;
+            pass.norm(first.input_layernorm().get())?;
         }
-        Ok(Self { stream, stack, act, batch, layer: 0, scored_rows: ScoredRows::AmongAll })
+        Ok(pass)
     }
 
-    /// Runs the next layer, which must not be the last of the stack.
-    pub fn layer(&mut self) -> Result<(), Error> {
-        let stack = self.stack;
-        stack.layers[self.layer].forward(self, stack.layers[self.layer + 1].input_layernorm())?;
-        self.layer += 1;
-        Ok(())
-    }
-
-    /// Runs the last layer of the stack, for the scored rows alone: of the others only keys and values are computed.
-    pub fn last_layer(&mut self) -> Result<(), Error> {
-        let stack = self.stack;
-        self.scored_rows = ScoredRows::Alone;
-        stack.layers[self.layer].forward(self, &stack.norm)?;
-        self.layer += 1;
-        self.act.prefixes.hand_over(self.batch);
-        Ok(())
+    /// Takes one step.
+    pub fn step(&mut self, step: Step) -> Result<(), Error> {
+        match step {
+            Step::Score(nth) => self.score(nth),
+            Step::Compress(ratio) => self.compress(ratio),
+            Step::Layer => {
+                let stack = self.stack;
+                stack.layers[self.layer].forward(self, stack.layers[self.layer + 1].input_layernorm())?;
+                self.layer += 1;
+                Ok(())
+            }
+            Step::LastLayer => {
+                let stack = self.stack;
+                self.scored_rows = ScoredRows::Alone;
+                stack.layers[self.layer].forward(self, &stack.norm)?;
+                self.layer += 1;
+                Ok(())
+            }
+        }
     }
 
     /// Merges every `ratio` passage rows of each sequence into their mean (SPEC 7.3), before the next layer.
-    pub fn compress(&mut self, ratio: usize) -> Result<(), Error> {
-        let Self { stream, stack, act, batch, .. } = self;
-        let Activations { hidden, normed, spare, .. } = &mut **act;
-        let hidden_size = stack.decoder.config.hidden_size;
-        token_compress(stream, spare, hidden, &batch.layout.parts, ratio, hidden_size)?;
+    fn compress(&mut self, ratio: usize) -> Result<(), Error> {
+        let Self { stream, stack, tensors, .. } = self;
+        let Tensors { layouts: [first, second], hidden, spare, .. } = &mut **tensors;
+        let (before, after) = if self.layout == 0 { (first, second) } else { (second, first) };
+        after.compress(stream, before, ratio)?;
+        token_compress(stream, spare, hidden, before, after, ratio, stack.decoder.config.hidden_size)?;
         std::mem::swap(hidden, spare);
-        batch.compress(ratio);
-        let norm = stack.layers[self.layer].input_layernorm().get();
-        Ok(rms_norm(stream, normed, hidden, norm, batch.num_tokens())?)
+        self.layout = 1 - self.layout;
+        let stack = self.stack;
+        self.norm(stack.layers[self.layer].input_layernorm().get())
     }
 
-    /// One score per sequence: the state behind the layers run so far, read by the head of the `nth` cutoff.
-    pub fn scores(&mut self, nth: usize) -> Result<Vec<f32>, Error> {
-        let Self { stream, stack, act, batch, .. } = self;
-        let Activations { hidden, normed, projected, spare, .. } = &mut **act;
-        let head = &stack.heads[nth];
+    /// Writes one score per sequence: the state behind the layers run so far, read by the head of the `nth` cutoff.
+    fn score(&mut self, nth: usize) -> Result<(), Error> {
+        let Self { stream, stack, tensors, .. } = self;
+        let Tensors { layouts, hidden, normed, projected, spare, scores, .. } = &mut **tensors;
+        let layout = &layouts[self.layout];
+        let head = &*stack.heads[nth];
         let states = match self.scored_rows {
             // Behind the last layer the states have been normalised already.
             ScoredRows::Alone => normed,
             ScoredRows::AmongAll => {
-                gather_rows(stream, spare, hidden, &batch.layout.last_rows, head.len())?;
-                rms_norm(stream, projected, spare, stack.norm.get(), batch.num_seqs())?;
+                gather_rows(stream, spare, hidden, layout.scored_rows(), head.len())?;
+                rms_norm(stream, projected, spare, stack.norm.get(), layout.seqs())?;
                 projected
             }
         };
-        let mut scores = vec![0.0; batch.num_seqs()];
-        row_dot(stream, &mut scores, states, head, 0.0, stack.decoder.final_softcap())?;
-        Ok(scores)
+        let (offset, softcap) = (nth * layout.bounds().seqs, stack.decoder.final_softcap());
+        Ok(row_dot(stream, scores, offset, states, head, 0.0, softcap, layout.seqs())?)
+    }
+
+    /// The scores of the `nth` cutoff, once written.
+    pub fn scores(&self, nth: usize) -> Result<Vec<f32>, Error> {
+        let layout = self.layout();
+        let start = nth * layout.bounds().seqs;
+        let scores = self.tensors.scores.read(start + layout.seqs().get())?;
+        Ok(scores[start..].to_vec())
     }
 
     /// The residual stream, `[num_tokens, hidden_size]`, and behind the last layer `[num_seqs, hidden_size]`: for looking into
     /// a model.
-    pub fn hidden(&self) -> &[f32] {
-        &self.act.hidden.as_slice()[..self.num_rows() * self.stack.decoder.config.hidden_size]
+    pub fn hidden(&self) -> Result<Vec<f32>, Error> {
+        Ok(self.tensors.hidden.read(self.num_rows().get() * self.stack.decoder.config.hidden_size)?)
+    }
+
+    /// Where the rows are.
+    pub(super) fn layout(&self) -> &LayoutBuffer {
+        &self.tensors.layouts[self.layout]
     }
 
     /// Rows of the residual stream.
-    pub(super) fn num_rows(&self) -> usize {
+    pub(super) fn num_rows(&self) -> Size {
         match self.scored_rows {
-            ScoredRows::AmongAll => self.batch.num_tokens(),
-            ScoredRows::Alone => self.batch.num_seqs(),
+            ScoredRows::AmongAll => self.layout().tokens(),
+            ScoredRows::Alone => self.layout().seqs(),
         }
+    }
+
+    /// `normed = rms(hidden)`
+    pub(super) fn norm(&mut self, norm: RmsNorm<'_>) -> Result<(), Error> {
+        let rows = self.num_rows();
+        let Tensors { hidden, normed, .. } = &mut *self.tensors;
+        Ok(rms_norm(self.stream, normed, hidden, norm, rows)?)
     }
 
     /// In the last layer, once keys and values are computed, leaves the scored rows of the residual stream alone.
     pub(super) fn drop_unscored_rows(&mut self) -> Result<(), Error> {
-        if self.scored_rows == ScoredRows::Alone {
-            let Activations { hidden, spare, .. } = &mut *self.act;
-            let hidden_size = self.stack.decoder.config.hidden_size;
-            gather_rows(self.stream, spare, hidden, &self.batch.layout.last_rows, hidden_size)?;
-            std::mem::swap(hidden, spare);
-        }
+        let Tensors { hidden, spare, layouts, .. } = &mut *self.tensors;
+        let rows = layouts[self.layout].scored_rows();
+        gather_rows(self.stream, spare, hidden, rows, self.stack.decoder.config.hidden_size)?;
+        std::mem::swap(hidden, spare);
         Ok(())
+    }
+}
+
+impl Output {
+    /// `matrix` applied to rows of `input`, put where it belongs.
+    pub(super) fn write(
+        self,
+        stream: &Stream,
+        (projected, hidden): (&mut Buffer, &mut Buffer),
+        input: &Buffer,
+        matrix: &Matrix,
+        rows: Size,
+    ) -> Result<(), Error> {
+        let (out, epilogue) = match self {
+            Self::Projected => (projected, Epilogue::None),
+            Self::Residual(scale) => (hidden, Epilogue::AddScaled(scale)),
+        };
+        Ok(gemm(stream, out, input, matrix, 0..1, rows, epilogue)?)
     }
 }
 

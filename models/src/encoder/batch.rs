@@ -1,7 +1,6 @@
 //! A packed batch: the sequences of one forward pass, concatenated.
 
-use outcrop_kernels::Segments;
-use outcrop_kernels::attention::Span;
+use outcrop_kernels::layout::{Layout, ScoredRow, Segments};
 use outcrop_loader::{Architecture, EncoderConfig};
 
 use crate::Error;
@@ -9,47 +8,33 @@ use crate::Error;
 /// Token and position ids of a packed batch and where each sequence lies.
 pub struct Batch {
     pub(crate) input_ids: Vec<u32>,
+    /// Not those of the layout: literal padding tokens do not count.
     pub(crate) position_ids: Vec<u32>,
-    pub(crate) segments: Segments,
-    /// First row of each sequence: the rows that the CLS-type heads read.
-    pub(crate) first_rows: Vec<usize>,
-    /// Every sequence attends to itself.
-    pub(crate) spans: Vec<Span>,
-    /// The same where the first rows alone, gathered, ask.
-    pub(crate) first_row_spans: Vec<Span>,
+    /// Every sequence attends to itself, and its first row is what the CLS-type heads read.
+    pub(crate) layout: Layout,
 }
 
 impl Batch {
     /// Packs sequences in the order given. Each must have passed [`check_sequence`] and hold at least one token.
     pub fn new<'a>(config: &EncoderConfig, sequences: impl Iterator<Item = &'a [u32]> + Clone) -> Self {
-        let segments = Segments::from_lengths(sequences.clone().map(<[u32]>::len));
-        let num_seqs = segments.num_seqs();
+        let segments = Segments::of_sequences(sequences.clone().map(<[u32]>::len), ScoredRow::First);
         let mut input_ids = Vec::with_capacity(segments.num_tokens());
         let mut position_ids = Vec::with_capacity(segments.num_tokens());
         for sequence in sequences {
             input_ids.extend_from_slice(sequence);
             position_ids.extend(positions(config, sequence));
         }
-        Self {
-            input_ids,
-            position_ids,
-            first_rows: segments.cu_seqlens()[..num_seqs].to_vec(),
-            spans: (0..num_seqs).map(|i| Span::whole(segments.range(i))).collect(),
-            first_row_spans: (0..num_seqs)
-                .map(|i| Span { queries: i..i + 1, prefix: 0..0, keys: segments.range(i) })
-                .collect(),
-            segments,
-        }
+        Self { input_ids, position_ids, layout: Layout::new(segments) }
     }
 
     /// Sequences in the batch.
     pub fn num_seqs(&self) -> usize {
-        self.segments.num_seqs()
+        self.layout.num_seqs()
     }
 
     /// Tokens in the batch.
     pub fn num_tokens(&self) -> usize {
-        self.segments.num_tokens()
+        self.layout.num_tokens()
     }
 }
 

@@ -26,22 +26,31 @@ use outcrop_kernels::embed_layer_norm::{EmbeddingTables, embed_layer_norm};
 use outcrop_kernels::gather_rows::gather_rows;
 use outcrop_kernels::gemm::{Epilogue, gemm};
 use outcrop_kernels::l2_normalize::l2_normalize;
-use outcrop_kernels::pool::{Pooling, pool};
+use outcrop_kernels::pool::pool;
 use outcrop_kernels::row_dot::row_dot;
-use outcrop_kernels::{Buffer, ElementType, Stream};
+use outcrop_kernels::{Buffer, CpuStream, ElementType, Size, Stream};
 use outcrop_loader::{Architecture, Checkpoint, EncoderConfig};
 
+use self::activations::{Run, Tensors};
 use crate::Error;
-use crate::weights::{Linear, Norm, Reader, elements};
+use crate::weights::{EmbeddingTable, Linear, Norm, Reader, elements};
+
+/// How the rows of a sequence become one vector.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Pooling {
+    /// The first row.
+    Cls,
+    /// The mean of all rows, special tokens included.
+    Mean,
+}
 
 /// An encoder with its weights in place.
 pub struct Encoder {
     config: EncoderConfig,
-    /// The embedding tables stay in the mapped file: a batch reads the rows of its tokens only.
     checkpoint: Arc<Checkpoint>,
-    word_embeddings: String,
-    position_embeddings: String,
-    token_type: Vec<f32>,
+    word_embeddings: (String, EmbeddingTable),
+    position_embeddings: (String, EmbeddingTable),
+    token_type: Buffer,
     embeddings_norm: Norm,
     layers: Vec<Layer>,
     classifier: Option<Classifier>,
@@ -59,28 +68,34 @@ struct Layer {
 
 struct Classifier {
     dense: Linear,
-    out_proj_weight: Vec<f32>,
+    out_proj_weight: Buffer,
     out_proj_bias: f32,
 }
 
 impl Encoder {
-    /// Reads every weight of the model from `checkpoint`, packed on the threads of `stream`. Matrices are held in
+    /// Reads every weight of the model from `checkpoint` and puts it where `stream` runs. On the CPU matrices are held in
     /// `element_type`; `None` keeps the stored one.
     pub fn load(
         stream: &Stream,
+        host: &CpuStream,
         checkpoint: Arc<Checkpoint>,
         config: &EncoderConfig,
         element_type: Option<ElementType>,
     ) -> Result<Self, Error> {
-        let reader = Reader { stream, checkpoint: &checkpoint, adapters: &[], element_type };
+        let reader = Reader { stream, host, checkpoint: &checkpoint, adapters: &[], element_type };
         let (hidden, intermediate) = (config.hidden_size, config.intermediate_size);
         let is_reranker = config.architecture == Architecture::XlmRobertaForSequenceClassification;
         let prefix = prefix(&checkpoint);
         let embeddings = format!("{prefix}embeddings");
         let word_embeddings = format!("{embeddings}.word_embeddings.weight");
         let position_embeddings = format!("{embeddings}.position_embeddings.weight");
-        checkpoint.tensor(&word_embeddings)?.expect_shape(&[config.vocab_size, hidden])?;
-        checkpoint.tensor(&position_embeddings)?.expect_shape(&[config.max_position_embeddings, hidden])?;
+        let table = |name: String, rows: usize| -> Result<_, Error> {
+            let tensor = checkpoint.tensor(&name)?.expect_shape(&[rows, hidden])?;
+            let table = EmbeddingTable::as_operand(stream, &tensor)?;
+            Ok((name, table))
+        };
+        let word_embeddings = table(word_embeddings, config.vocab_size)?;
+        let position_embeddings = table(position_embeddings, config.max_position_embeddings)?;
 
         let mut layers = Vec::with_capacity(config.num_hidden_layers);
         for n in 0..config.num_hidden_layers {
@@ -103,18 +118,22 @@ impl Encoder {
         let classifier = if is_reranker {
             Some(Classifier {
                 dense: reader.linear(&["classifier.dense".to_owned()], hidden, hidden)?,
-                out_proj_weight: reader.first_row("classifier.out_proj.weight", 1, hidden)?,
+                out_proj_weight: reader.upload(&reader.first_row(
+                    "classifier.out_proj.weight",
+                    1,
+                    hidden,
+                )?)?,
                 out_proj_bias: reader.vector("classifier.out_proj.bias", 1)?[0],
             })
         } else {
             None
         };
         Ok(Self {
-            token_type: reader.first_row(
+            token_type: reader.upload(&reader.first_row(
                 &format!("{embeddings}.token_type_embeddings.weight"),
                 config.type_vocab_size,
                 hidden,
-            )?,
+            )?)?,
             embeddings_norm: reader.norm(
                 &format!("{embeddings}.LayerNorm"),
                 hidden,
@@ -164,13 +183,17 @@ impl Encoder {
         batch: &Batch,
     ) -> Result<Option<Vec<f32>>, Error> {
         let Some(classifier) = &self.classifier else { return Ok(None) };
-        self.first_rows(stream, act, batch)?;
-        let Activations { hidden, projected, .. } = act;
-        let Linear { weight, bias } = &classifier.dense;
-        gemm(stream, projected, hidden, weight, 0..1, batch.num_seqs(), Epilogue::BiasTanh(bias))?;
-        let mut scores = vec![0.0; batch.num_seqs()];
-        row_dot(stream, &mut scores, projected, &classifier.out_proj_weight, classifier.out_proj_bias, None)?;
-        Ok(Some(scores))
+        let run = Run { bounds: act.load(batch)?, embeddings: None };
+        let Activations { graphs, tensors, .. } = act;
+        graphs.run(stream, run, || {
+            self.first_rows(stream, tensors)?;
+            let Tensors { layout, hidden, projected, results, .. } = tensors;
+            let Linear { weight, bias } = &classifier.dense;
+            gemm(stream, projected, hidden, weight, 0..1, layout.seqs(), Epilogue::BiasTanh(bias))?;
+            let Classifier { out_proj_weight: head, out_proj_bias: bias, .. } = classifier;
+            Ok::<_, Error>(row_dot(stream, results, 0, projected, head, *bias, None, layout.seqs())?)
+        })?;
+        Ok(Some(act.tensors.results.read(batch.num_seqs())?))
     }
 
     /// One vector of `hidden_size` elements per sequence, one after the other.
@@ -185,51 +208,61 @@ impl Encoder {
         normalize: bool,
     ) -> Result<Vec<f32>, Error> {
         let hidden_size = self.config.hidden_size;
-        match pooling {
-            Pooling::Cls => {
-                self.first_rows(stream, act, batch)?;
-                std::mem::swap(&mut act.hidden, &mut act.projected);
+        let run = Run { bounds: act.load(batch)?, embeddings: Some((pooling, normalize)) };
+        let Activations { graphs, tensors, .. } = act;
+        graphs.run(stream, run, || {
+            match pooling {
+                Pooling::Cls => self.first_rows(stream, tensors)?,
+                Pooling::Mean => self.all_rows(stream, tensors)?,
             }
-            Pooling::Mean => {
-                self.all_rows(stream, act, batch)?;
-                pool(stream, &mut act.projected, &act.hidden, &batch.segments, hidden_size, pooling)?;
+            let Tensors { layout, hidden, results, .. } = tensors;
+            let spans = match pooling {
+                Pooling::Cls => layout.scored_spans(),
+                Pooling::Mean => layout.spans(),
+            };
+            pool(stream, results, hidden, spans, hidden_size)?;
+            if normalize {
+                l2_normalize(stream, results, layout.seqs(), hidden_size)?;
             }
-        }
-        if normalize {
-            l2_normalize(stream, &mut act.projected, batch.num_seqs(), hidden_size)?;
-        }
-        Ok(act.projected.as_slice()[..batch.num_seqs() * hidden_size].to_vec())
+            Ok::<_, Error>(())
+        })?;
+        Ok(act.tensors.results.read(batch.num_seqs() * hidden_size)?)
     }
 
-    /// Leaves the last layer's output for every token in `act.hidden`, `[T, H]`.
-    fn all_rows(&self, stream: &Stream, act: &mut Activations, batch: &Batch) -> Result<(), Error> {
-        self.embed(stream, &mut act.hidden, batch)?;
+    /// Leaves the last layer's output for every token in `hidden`, `[T, H]`.
+    fn all_rows(&self, stream: &Stream, tensors: &mut Tensors) -> Result<(), Error> {
+        self.embed(stream, tensors)?;
         for layer in &self.layers {
-            layer.forward(stream, act, batch, self.attention_params())?;
+            layer.forward(stream, tensors, self.attention_params())?;
         }
         Ok(())
     }
 
-    /// Leaves the last layer's output for the first token of each sequence in `act.hidden`, `[S, H]`.
+    /// Leaves the last layer's output for the first token of each sequence in `hidden`, `[S, H]`.
     ///
     /// The last layer computes nothing else: only its keys and values need the other tokens. Exact.
-    fn first_rows(&self, stream: &Stream, act: &mut Activations, batch: &Batch) -> Result<(), Error> {
-        self.embed(stream, &mut act.hidden, batch)?;
+    fn first_rows(&self, stream: &Stream, tensors: &mut Tensors) -> Result<(), Error> {
+        self.embed(stream, tensors)?;
         let Some((last, before)) = self.layers.split_last() else { return Ok(()) };
         for layer in before {
-            layer.forward(stream, act, batch, self.attention_params())?;
+            layer.forward(stream, tensors, self.attention_params())?;
         }
-        last.forward_first_rows(stream, act, batch, self.attention_params())
+        last.forward_first_rows(stream, tensors, self.attention_params())
     }
 
-    fn embed(&self, stream: &Stream, hidden: &mut Buffer, batch: &Batch) -> Result<(), Error> {
+    fn embed(&self, stream: &Stream, tensors: &mut Tensors) -> Result<(), Error> {
+        let Tensors { input_ids, position_ids, layout, hidden, .. } = tensors;
+        layout.lay_out(stream)?;
+        let (word, word_table) = &self.word_embeddings;
+        let (position, position_table) = &self.position_embeddings;
+        let (word, position) = (self.checkpoint.tensor(word)?, self.checkpoint.tensor(position)?);
         let tables = EmbeddingTables {
-            word: elements(&self.checkpoint.tensor(&self.word_embeddings)?),
-            position: elements(&self.checkpoint.tensor(&self.position_embeddings)?),
+            word: word_table.get(&word),
+            position: position_table.get(&position),
             token_type: &self.token_type,
         };
-        let norm = self.embeddings_norm.get();
-        embed_layer_norm(stream, hidden, tables, &batch.input_ids, &batch.position_ids, norm)?;
+        let (ids, positions) = (input_ids.view(layout.tokens()), position_ids.view(layout.tokens()));
+        embed_layer_norm(stream, hidden, tables, ids, positions, self.embeddings_norm.get())?;
         Ok(())
     }
 
@@ -253,43 +286,35 @@ fn prefix(checkpoint: &Checkpoint) -> &'static str {
 }
 
 impl Layer {
-    /// `act.hidden` `[T, H]` in and out.
-    fn forward(
-        &self,
-        stream: &Stream,
-        act: &mut Activations,
-        batch: &Batch,
-        params: AttentionParams,
-    ) -> Result<(), Error> {
-        let Activations { hidden, wide, context, projected, .. } = act;
-        let (t, h) = (batch.num_tokens(), params.num_heads * params.head_dim);
+    /// `hidden` `[T, H]` in and out.
+    fn forward(&self, stream: &Stream, tensors: &mut Tensors, params: AttentionParams) -> Result<(), Error> {
+        let Tensors { layout, hidden, wide, context, projected, .. } = tensors;
+        let (t, h) = (layout.tokens(), params.num_heads * params.head_dim);
         gemm(stream, wide, hidden, &self.qkv.weight, 0..3, t, Epilogue::Bias(&self.qkv.bias))?;
         let [q, k, v] = [0, h, 2 * h].map(|column| Rows { buffer: wide, stride: 3 * h, column });
-        attention(stream, context, q, k, v, &batch.spans, params)?;
+        attention(stream, context, q, k, v, layout.spans(), params)?;
         self.attention_output(stream, projected, context, t)?;
         add_layer_norm(stream, hidden, projected, self.attention_norm.get(), t)?;
         self.feed_forward(stream, hidden, wide, projected, t)
     }
 
-    /// `act.hidden` `[T, H]` in; the rows of `batch.first_rows` alone, `[S, H]`, out.
+    /// `hidden` `[T, H]` in; the scored rows alone, `[S, H]`, out.
     fn forward_first_rows(
         &self,
         stream: &Stream,
-        act: &mut Activations,
-        batch: &Batch,
+        tensors: &mut Tensors,
         params: AttentionParams,
     ) -> Result<(), Error> {
-        let Activations { hidden: x, wide, context, projected, .. } = act;
-        let (t, s, h) = (batch.num_tokens(), batch.num_seqs(), params.num_heads * params.head_dim);
-        let (q_bias, kv_bias) = self.qkv.bias.split_at(h);
-        gemm(stream, wide, x, &self.qkv.weight, 1..3, t, Epilogue::Bias(kv_bias))?;
+        let Tensors { layout, hidden: x, wide, context, projected, .. } = tensors;
+        let (t, s, h) = (layout.tokens(), layout.seqs(), params.num_heads * params.head_dim);
+        gemm(stream, wide, x, &self.qkv.weight, 1..3, t, Epilogue::Bias(&self.qkv.bias))?;
         // From here on the other rows of the residual stream are not needed: its memory and that of the context swap roles.
-        gather_rows(stream, context, x, &batch.first_rows, h)?;
+        gather_rows(stream, context, x, layout.scored_rows(), h)?;
         let (hidden, context) = (context, x);
-        gemm(stream, projected, hidden, &self.qkv.weight, 0..1, s, Epilogue::Bias(q_bias))?;
+        gemm(stream, projected, hidden, &self.qkv.weight, 0..1, s, Epilogue::Bias(&self.qkv.bias))?;
         let q = Rows { buffer: projected, stride: h, column: 0 };
         let [k, v] = [0, h].map(|column| Rows { buffer: wide, stride: 2 * h, column });
-        attention(stream, context, q, k, v, &batch.first_row_spans, params)?;
+        attention(stream, context, q, k, v, layout.scored_spans(), params)?;
         self.attention_output(stream, projected, context, s)?;
         add_layer_norm(stream, hidden, projected, self.attention_norm.get(), s)?;
         self.feed_forward(stream, hidden, wide, projected, s)?;
@@ -303,7 +328,7 @@ impl Layer {
         stream: &Stream,
         projected: &mut Buffer,
         context: &Buffer,
-        rows: usize,
+        rows: Size,
     ) -> Result<(), Error> {
         let Linear { weight, bias } = &self.attention_output;
         Ok(gemm(stream, projected, context, weight, 0..1, rows, Epilogue::Bias(bias))?)
@@ -316,7 +341,7 @@ impl Layer {
         hidden: &mut Buffer,
         wide: &mut Buffer,
         projected: &mut Buffer,
-        rows: usize,
+        rows: Size,
     ) -> Result<(), Error> {
         let Linear { weight, bias } = &self.intermediate;
         gemm(stream, wide, hidden, weight, 0..1, rows, Epilogue::BiasGeluErf(bias))?;

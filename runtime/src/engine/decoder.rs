@@ -3,24 +3,26 @@
 use std::collections::HashMap;
 
 use outcrop_loader::{DecoderConfig, DecoderFamily, Tokenizer};
+use outcrop_models::CpuStream;
 use outcrop_models::decoder::{Activations, Batch, Decoder, Group, check_sequence};
 use outcrop_models::input::PairSequence;
 
 use super::Engine;
-use super::pool::Pool;
+use super::replica::{Replica, distribute};
 use crate::Error;
 use crate::packing::{Part, PrefixGroup, pack_groups};
 use crate::schedule::Schedule;
 
 /// A decoder with what its calls share.
 pub(super) struct DecoderModel {
-    pub(super) decoder: Decoder,
+    /// At least one.
+    pub(super) replicas: Vec<Replica<Decoder, Activations>>,
     /// The token that begins a sequence.
     pub(super) bos: Option<u32>,
     /// A line break, tokenised alone.
     pub(super) separator: Vec<u32>,
     prefix_sharing: bool,
-    idle: Pool<Activations>,
+    record_graphs: bool,
 }
 
 /// What came of one pair.
@@ -32,20 +34,36 @@ pub(super) struct Output {
 }
 
 impl DecoderModel {
-    pub(super) fn new(decoder: Decoder, tokenizer: &Tokenizer, prefix_sharing: bool) -> Result<Self, Error> {
+    pub(super) fn new(
+        replicas: Vec<Replica<Decoder, Activations>>,
+        tokenizer: &Tokenizer,
+        prefix_sharing: bool,
+        record_graphs: bool,
+    ) -> Result<Self, Error> {
         let separator = tokenizer.encode("\n")?;
         if separator.is_empty() {
             return Err(Error::NoTokens { text: "\n" });
         }
-        let config = decoder.config();
+        let config = replicas[0].model.config();
         // Gemma's class leaves it out where it is the padding token; the other two always put it first (SPEC 4.1).
         let is_gemma = matches!(config.family, DecoderFamily::Gemma(_));
         let bos = config.bos_token_id.filter(|id| !is_gemma || config.pad_token_id != Some(*id));
-        Ok(Self { bos, separator, prefix_sharing, idle: Pool::default(), decoder })
+        Ok(Self { bos, separator, prefix_sharing, record_graphs, replicas })
+    }
+
+    /// Memory for batches of `batch_tokens` tokens on every GPU.
+    pub(super) fn reserve(&self, batch_tokens: usize) -> Result<(), Error> {
+        let make = |stream| Ok(Activations::new(stream, self.config(), batch_tokens, self.record_graphs)?);
+        self.replicas.iter().try_for_each(|replica| replica.reserve(|| make(&replica.stream)))
     }
 
     pub(super) fn config(&self) -> &DecoderConfig {
-        self.decoder.config()
+        self.decoder().config()
+    }
+
+    /// The model on the first device; the others are like it.
+    pub(super) fn decoder(&self) -> &Decoder {
+        &self.replicas[0].model
     }
 
     /// The question asked unless the caller has another (SPEC 4.1).
@@ -80,32 +98,24 @@ impl Engine {
             Ok(pair)
         };
         let pairs: Vec<_> = pairs.into_iter().map(|pair| pair.and_then(fitting)).collect();
-        let mut results: Vec<(Vec<f32>, usize)> = pairs.iter().map(|_| Default::default()).collect();
         let inputs: HashMap<usize, &PairSequence> =
             pairs.iter().enumerate().filter_map(|(i, pair)| Some((i, pair.as_ref().ok()?))).collect();
         let longest = inputs.values().map(|pair| pair.sequence.input_ids.len()).max().unwrap_or(0);
-        let capacity = longest.max(self.batch_tokens);
-        if !inputs.is_empty() {
-            // Layers are read here, on the caller's thread: the compute threads never wait for one another.
-            let stack = model.decoder.stack(&self.stream, &schedule.cutoffs, longest)?;
-            let mut act = model
-                .idle
-                .take(|act| act.capacity() >= capacity, || Activations::new(model.config(), capacity));
-            for parts in pack_groups(groups(&pairs, model.prefix_sharing), self.batch_tokens) {
-                let mut batch =
-                    Batch::new(&parts.iter().map(|part| group(part, &inputs)).collect::<Vec<_>>());
-                let run = || schedule.run(&self.stream, &stack, &mut act, &mut batch);
-                let scores = self.stream.run(run)?;
-                let members = parts.iter().flat_map(|part| &part.members);
-                for (nth, i) in members.enumerate() {
-                    results[*i] =
-                        (scores.scores.iter().map(|scores| scores[nth]).collect(), scores.tokens_after[nth]);
-                }
-            }
-            // Kept for the next call, unless one long sequence made it larger than usual.
-            if capacity == self.batch_tokens {
-                model.idle.keep(act);
-            }
+        let found = match inputs.is_empty() {
+            true => Vec::new(),
+            false => self.within_memory(longest, |batch_tokens| {
+                let capacity = longest.max(batch_tokens);
+                let chains = chains(pack_groups(groups(&pairs, model.prefix_sharing), batch_tokens));
+                distribute(&model.replicas, chains, |replica, chains| {
+                    let run = Run { host: &self.host, schedule, longest, capacity, inputs: &inputs };
+                    let keep = capacity == batch_tokens;
+                    run.chains(replica, chains, keep, model.record_graphs)
+                })
+            })?,
+        };
+        let mut results: Vec<(Vec<f32>, usize)> = pairs.iter().map(|_| Default::default()).collect();
+        for (i, result) in found {
+            results[i] = result;
         }
         let output = |pair, (scores, tokens_after)| Output { pair, scores, tokens_after };
         Ok(pairs
@@ -114,6 +124,66 @@ impl Engine {
             .map(|(pair, result)| pair.map(|pair| output(pair, result)))
             .collect())
     }
+}
+
+/// A call's part of a replica's work.
+struct Run<'a> {
+    host: &'a CpuStream,
+    schedule: &'a Schedule,
+    /// Tokens of the longest sequence.
+    longest: usize,
+    /// Tokens of a batch.
+    capacity: usize,
+    inputs: &'a HashMap<usize, &'a PairSequence>,
+}
+
+/// The scores of every cutoff, and the tokens left behind the last layer, by the index of their pair.
+type Found = Vec<(usize, (Vec<f32>, usize))>;
+
+impl Run<'_> {
+    /// Runs batch after batch; memory for them is kept for the next call unless one long sequence made it larger than usual.
+    fn chains(
+        &self,
+        replica: &Replica<Decoder, Activations>,
+        chains: Vec<Vec<Vec<Part>>>,
+        keep: bool,
+        record_graphs: bool,
+    ) -> Result<Found, Error> {
+        let _turn = replica.turn();
+        let Replica { stream, model: decoder, .. } = replica;
+        // Layers are read here, on the caller's thread: the compute threads never wait for one another.
+        let stack = decoder.stack(stream, self.host, &self.schedule.cutoffs, self.longest)?;
+        let mut act = replica.take(
+            |act| act.capacity() >= self.capacity,
+            || Ok(Activations::new(stream, decoder.config(), self.capacity, record_graphs)?),
+        )?;
+        let mut found = Vec::new();
+        for parts in chains.iter().flatten() {
+            let batch = Batch::new(&parts.iter().map(|part| group(part, self.inputs)).collect::<Vec<_>>());
+            let results = stream.run(|| self.schedule.run(stream, &stack, &mut act, &batch))?;
+            let members = parts.iter().flat_map(|part| &part.members);
+            for (nth, i) in members.enumerate() {
+                let scores = results.scores.iter().map(|scores| scores[nth]).collect();
+                found.push((*i, (scores, results.tokens_after[nth])));
+            }
+        }
+        if keep {
+            replica.keep(act);
+        }
+        Ok(found)
+    }
+}
+
+/// Batches that hand a prefix on from one to the next stay together, in their order: they run on one device.
+fn chains(batches: Vec<Vec<Part>>) -> Vec<Vec<Vec<Part>>> {
+    let mut chains: Vec<Vec<Vec<Part>>> = Vec::new();
+    for batch in batches {
+        match chains.last_mut() {
+            Some(chain) if batch.first().is_some_and(|part| part.is_carried) => chain.push(batch),
+            _ => chains.push(vec![batch]),
+        }
+    }
+    chains
 }
 
 impl DecoderModel {

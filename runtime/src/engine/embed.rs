@@ -36,8 +36,8 @@ impl Engine {
                 .is_none_or(|sentence_transformers| sentence_transformers.normalize)
         });
         let hidden_size = model.config().hidden_size;
-        let outputs = self.run_encoder(model, sequences, |act, batch| {
-            let vectors = model.encoder.embeddings(&self.stream, act, batch, pooling, normalize)?;
+        let outputs = self.run_encoder(model, sequences, |encoder, stream, act, batch| {
+            let vectors = encoder.embeddings(stream, act, batch, pooling, normalize)?;
             Ok(vectors.chunks_exact(hidden_size).map(<[f32]>::to_vec).collect())
         })?;
         let embedding = |Output { value, tokens, truncated }: Output<Vec<f32>>| {
@@ -61,7 +61,7 @@ impl Engine {
 
     fn embedder(&self) -> Result<&EncoderModel, Error> {
         match &self.model {
-            Model::Encoder(model) if !model.encoder.is_reranker() => Ok(model),
+            Model::Encoder(model) if !model.encoder().is_reranker() => Ok(model),
             Model::Encoder(_) | Model::Decoder(_) => {
                 Err(Error::NotAnEmbedder { architecture: self.config.architecture().name() })
             }

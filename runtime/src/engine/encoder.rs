@@ -1,20 +1,22 @@
 //! Encoders: from token sequences to forward passes and back to the caller's order.
 
 use outcrop_loader::{EncoderConfig, SentenceTransformers};
+use outcrop_models::Stream;
 use outcrop_models::encoder::{Activations, Batch, Encoder, check_sequence};
 use outcrop_models::input::Sequence;
 
 use super::Engine;
-use super::pool::Pool;
+use super::replica::{Replica, distribute};
 use crate::Error;
 use crate::packing::pack;
 
 /// An encoder with what its calls share.
 pub(super) struct EncoderModel {
-    pub(super) encoder: Encoder,
+    /// At least one.
+    pub(super) replicas: Vec<Replica<Encoder, Activations>>,
     /// Pooling and limits of an embedding model, where its files state them.
     pub(super) sentence_transformers: Option<SentenceTransformers>,
-    pub(super) idle: Pool<Activations>,
+    pub(super) record_graphs: bool,
 }
 
 /// What came of one sequence.
@@ -25,8 +27,19 @@ pub(super) struct Output<T> {
 }
 
 impl EncoderModel {
+    /// The model on the first device; the others are like it.
+    pub(super) fn encoder(&self) -> &Encoder {
+        &self.replicas[0].model
+    }
+
+    /// Memory for batches of `batch_tokens` tokens on every GPU.
+    pub(super) fn reserve(&self, batch_tokens: usize) -> Result<(), Error> {
+        let make = |stream| Ok(Activations::new(stream, self.config(), batch_tokens, self.record_graphs)?);
+        self.replicas.iter().try_for_each(|replica| replica.reserve(|| make(&replica.stream)))
+    }
+
     pub(super) fn config(&self) -> &EncoderConfig {
-        self.encoder.config()
+        self.encoder().config()
     }
 }
 
@@ -38,7 +51,7 @@ impl Engine {
         &self,
         model: &EncoderModel,
         sequences: Vec<Result<Sequence, Error>>,
-        forward: impl Fn(&mut Activations, &Batch) -> Result<Vec<T>, Error> + Sync,
+        forward: impl Fn(&Encoder, &Stream, &mut Activations, &Batch) -> Result<Vec<T>, Error> + Sync,
     ) -> Result<Vec<Result<Output<T>, Error>>, Error> {
         let config = model.config();
         let fitting = |sequence: Sequence| {
@@ -52,23 +65,34 @@ impl Engine {
             .filter_map(|(i, sequence)| Some((i, sequence.as_ref().ok()?.input_ids.as_slice())))
             .unzip();
         let lengths: Vec<usize> = inputs.iter().map(|ids| ids.len()).collect();
-        let capacity = lengths.iter().copied().max().unwrap_or(0).max(self.batch_tokens);
+        let longest = lengths.iter().copied().max().unwrap_or(0);
 
+        let results = self.within_memory(longest, |batch_tokens| {
+            let capacity = longest.max(batch_tokens);
+            distribute(&model.replicas, pack(&lengths, batch_tokens), |replica, batches| {
+                let _turn = replica.turn();
+                let Replica { stream, model: encoder, .. } = replica;
+                let mut act = replica.take(
+                    |act| act.capacity() >= capacity,
+                    || Ok(Activations::new(stream, config, capacity, model.record_graphs)?),
+                )?;
+                let mut results = Vec::new();
+                for members in batches {
+                    let batch = Batch::new(config, members.iter().map(|i| inputs[*i]));
+                    let values = stream.run(|| forward(encoder, stream, &mut act, &batch))?;
+                    results.extend(members.into_iter().zip(values));
+                }
+                // Kept for the next call, unless one long sequence made it larger than usual.
+                if capacity == batch_tokens {
+                    replica.keep(act);
+                }
+                Ok(results)
+            })
+        })?;
         let mut values: Vec<T> = sequences.iter().map(|_| T::default()).collect();
-        let mut act =
-            model.idle.take(|act| act.capacity() >= capacity, || Activations::new(config, capacity));
-        for members in pack(&lengths, self.batch_tokens) {
-            let batch = Batch::new(config, members.iter().map(|i| inputs[*i]));
-            let batch_values = self.stream.run(|| forward(&mut act, &batch))?;
-            for (i, value) in members.into_iter().zip(batch_values) {
-                values[indices[i]] = value;
-            }
+        for (i, value) in results {
+            values[indices[i]] = value;
         }
-        // Kept for the next call, unless one long sequence made it larger than usual.
-        if capacity == self.batch_tokens {
-            model.idle.keep(act);
-        }
-
         let output = |sequence: Sequence, value| Output {
             value,
             tokens: sequence.input_ids.len(),

@@ -3,36 +3,47 @@
 mod decoder;
 mod embed;
 mod encoder;
-mod pool;
+mod replica;
 mod score;
 
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use outcrop_loader::{Adapter, AllowedCutoffs, Checkpoint, Config, DecoderFamily, Tokenizer};
-use outcrop_models::Stream;
 use outcrop_models::decoder::{Decoder, DecoderOptions};
 use outcrop_models::encoder::Encoder;
+use outcrop_models::kernels::LoadedKernel;
+use outcrop_models::{CpuStream, ElementType, Stream};
 use rayon::prelude::*;
 
 use self::decoder::DecoderModel;
 use self::encoder::EncoderModel;
-use self::pool::Pool;
-use crate::{Cutoffs, EngineOptions, Error};
+use self::replica::Replica;
+use crate::device::{self, DeviceChoice};
+use crate::{Cutoffs, Device, Dtype, EngineOptions, Error, Warning};
 
-/// Tokens per forward pass unless told otherwise: enough rows for the matrix products to reach their full rate on the CPU,
-/// few enough that a batch's activations stay in cache.
-const BATCH_TOKENS_DEFAULT: usize = 1024;
+/// Tokens per forward pass on the CPU unless told otherwise: enough rows for the matrix products to reach their full rate, few
+/// enough that a batch's activations stay in cache.
+const CPU_BATCH_TOKENS_DEFAULT: usize = 1024;
+/// The same on a GPU: enough tiles for several rounds of all multiprocessors, little beside the weights.
+const GPU_BATCH_TOKENS_DEFAULT: usize = 16 << 10;
+
+/// A GPU that has no room for batches of this many tokens is of no use.
+const BATCH_TOKENS_MIN: usize = 256;
 
 /// A model, ready to score.
 ///
-/// `Send` and `Sync`; calls from several threads run at the same time on the same compute threads.
+/// `Send` and `Sync`; calls from several threads run at the same time on the same compute threads, and one after the other on a GPU.
 pub struct Engine {
-    stream: Stream,
+    /// Tokenises, and merges adapters.
+    host: Arc<CpuStream>,
+    choice: DeviceChoice,
     config: Config,
     model: Model,
     tokenizer: Tokenizer,
-    batch_tokens: usize,
+    batch_tokens: AtomicUsize,
+    warnings: Mutex<Vec<Warning>>,
     /// The answer to "which weight is not finite", looked for once, when a result is not.
     non_finite: OnceLock<Option<String>>,
 }
@@ -106,46 +117,98 @@ pub struct Embedding {
 impl Engine {
     /// Opens the model in directory `dir`: config.json, tokenizer.json, and safetensors weights, single or sharded.
     ///
-    /// An encoder's weights are packed for the CPU at once, on all threads; a decoder's layer by layer when a call first runs
-    /// that deep. Embedding tables stay in the mapped file. Options that the model does not have are refused by name.
+    /// An encoder's weights are put where it runs at once; a decoder's layer by layer when a call first runs that deep. On the CPU
+    /// embedding tables stay in the mapped file. The memory of a GPU's forward passes is allocated here, all of it. Options that the
+    /// model does not have are refused by name.
     pub fn open(dir: impl AsRef<Path>, options: &EngineOptions) -> Result<Self, Error> {
         let checkpoint = Arc::new(Checkpoint::open(dir)?);
         let config = checkpoint.config().clone();
         check_options(&config, options)?;
         let tokenizer = checkpoint.tokenizer()?;
-        let stream = Stream::cpu(options.threads)?;
-        let element_type = options.dtype.element_type();
+        let host = CpuStream::new(options.threads)?;
+        let (streams, choice) = match (options.dtype, &options.device) {
+            (Dtype::F32, Device::Auto) => device::streams(&Device::Cpu, ElementType::F32, &host)?,
+            _ => device::streams(&options.device, operand_type(&config, &checkpoint, options.dtype), &host)?,
+        };
+        let record_graphs = options.graphs;
+        let batch_tokens_default = match streams[0] {
+            Stream::Cpu(_) => CPU_BATCH_TOKENS_DEFAULT,
+            Stream::Cuda(_) => GPU_BATCH_TOKENS_DEFAULT,
+        };
+        let element_type = |stream: &Stream| match stream {
+            Stream::Cpu(_) => options.dtype.element_type(),
+            Stream::Cuda(_) => Some(operand_type(&config, &checkpoint, options.dtype)),
+        };
         let model = match &config {
-            Config::Encoder(config) => Model::Encoder(EncoderModel {
-                sentence_transformers: checkpoint.sentence_transformers()?,
-                encoder: Encoder::load(&stream, checkpoint, config, element_type)?,
-                idle: Pool::default(),
-            }),
-            Config::Decoder(config) => {
-                let adapters = options.adapters.iter().map(Adapter::open).collect::<Result<_, _>>()?;
-                let decoder_options = DecoderOptions {
-                    element_type,
-                    adapters,
-                    heads: options.heads.unwrap_or_default(),
-                    attention_softcap: options.attention_softcap,
-                    gelu: options.gelu,
+            Config::Encoder(encoder_config) => {
+                let load = |stream: Stream| {
+                    let element_type = element_type(&stream);
+                    let encoder =
+                        Encoder::load(&stream, &host, Arc::clone(&checkpoint), encoder_config, element_type)?;
+                    Ok(Replica::new(stream, encoder))
                 };
-                let yes = match config.family {
+                Model::Encoder(EncoderModel {
+                    sentence_transformers: checkpoint.sentence_transformers()?,
+                    replicas: streams.into_iter().map(load).collect::<Result<_, Error>>()?,
+                    record_graphs,
+                })
+            }
+            Config::Decoder(decoder_config) => {
+                let yes = match decoder_config.family {
                     DecoderFamily::Gemma(_) => Some(decoder::yes_token(&tokenizer)?),
                     DecoderFamily::MiniCpm(_) | DecoderFamily::Gemma2(_) => None,
                 };
-                let decoder = Decoder::open(checkpoint, config, yes, decoder_options)?;
-                Model::Decoder(DecoderModel::new(decoder, &tokenizer, options.prefix_sharing)?)
+                let open = |stream: Stream| {
+                    let adapters = options.adapters.iter().map(Adapter::open).collect::<Result<_, _>>()?;
+                    let decoder_options = DecoderOptions {
+                        element_type: element_type(&stream),
+                        adapters,
+                        heads: options.heads.unwrap_or_default(),
+                        attention_softcap: options.attention_softcap,
+                        gelu: options.gelu,
+                    };
+                    let decoder =
+                        Decoder::open(Arc::clone(&checkpoint), decoder_config, yes, decoder_options)?;
+                    Ok(Replica::new(stream, decoder))
+                };
+                let replicas = streams.into_iter().map(open).collect::<Result<_, Error>>()?;
+                let sharing = options.prefix_sharing;
+                Model::Decoder(DecoderModel::new(replicas, &tokenizer, sharing, record_graphs)?)
             }
         };
-        Ok(Self {
-            stream,
+        let engine = Self {
+            host,
+            choice,
             config,
             model,
             tokenizer,
-            batch_tokens: options.batch_tokens.unwrap_or(BATCH_TOKENS_DEFAULT),
+            batch_tokens: options.batch_tokens.unwrap_or(batch_tokens_default).into(),
+            warnings: Mutex::default(),
             non_finite: OnceLock::new(),
-        })
+        };
+        engine.within_memory(BATCH_TOKENS_MIN, |batch_tokens| match &engine.model {
+            Model::Encoder(model) => model.reserve(batch_tokens),
+            Model::Decoder(model) => model.reserve(batch_tokens),
+        })?;
+        Ok(engine)
+    }
+
+    /// Where the model runs.
+    pub fn device(&self) -> &DeviceChoice {
+        &self.choice
+    }
+
+    /// What has been noticed since this was last asked, that changes how calls are run but not what they return.
+    pub fn take_warnings(&self) -> Vec<Warning> {
+        std::mem::take(&mut *self.warnings.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Kernels that the first GPU has loaded so far; none on the CPU.
+    pub fn loaded_kernels(&self) -> Vec<LoadedKernel> {
+        match &self.model {
+            Model::Encoder(model) => model.replicas[0].stream.loaded_kernels(),
+            Model::Decoder(model) => model.replicas[0].stream.loaded_kernels(),
+        }
     }
 
     /// The model's configuration.
@@ -156,14 +219,14 @@ impl Engine {
     /// Whether the model has a scoring head. Without one it embeds, and ranks by cosine.
     pub fn is_reranker(&self) -> bool {
         match &self.model {
-            Model::Encoder(model) => model.encoder.is_reranker(),
+            Model::Encoder(model) => model.encoder().is_reranker(),
             Model::Decoder(_) => true,
         }
     }
 
     /// Compute threads in use.
     pub fn threads(&self) -> usize {
-        self.stream.num_threads()
+        self.host.num_threads()
     }
 
     /// The cutoffs that the model allows; `None` for a model with one head behind its last layer.
@@ -183,7 +246,7 @@ impl Engine {
     /// Layers whose weights are in memory. An encoder has all; a decoder those below the largest cutoff of any call so far.
     pub fn layers_loaded(&self) -> usize {
         match (&self.model, &self.config) {
-            (Model::Decoder(model), _) => model.decoder.layers_loaded(),
+            (Model::Decoder(model), _) => model.decoder().layers_loaded(),
             (Model::Encoder(_), Config::Encoder(config)) => config.num_hidden_layers,
             (Model::Encoder(_), Config::Decoder(_)) => 0,
         }
@@ -195,20 +258,76 @@ impl Engine {
         num_items: usize,
         encode: impl Fn(usize) -> Result<T, Error> + Sync + Send,
     ) -> Vec<Result<T, Error>> {
-        self.stream.run(|| (0..num_items).into_par_iter().map(encode).collect())
+        self.host.run(|| (0..num_items).into_par_iter().map(encode).collect())
+    }
+
+    /// Calls `run` with the token budget of a batch; again with half of it as long as a GPU has too little memory and the budget
+    /// exceeds the longest sequence.
+    fn within_memory<T>(&self, longest: usize, run: impl Fn(usize) -> Result<T, Error>) -> Result<T, Error> {
+        loop {
+            let budget = self.batch_tokens.load(Ordering::Relaxed);
+            match run(budget) {
+                Err(error) if error.is_out_of_memory() && budget / 2 >= longest.max(1) => {
+                    let smaller = budget / 2;
+                    self.release_memory();
+                    // Another call may have lowered it already, and has said so.
+                    let order = Ordering::Relaxed;
+                    if self.batch_tokens.compare_exchange(budget, smaller, order, order).is_ok() {
+                        self.warn(Warning::BatchTokensLowered { from: budget, to: smaller });
+                    }
+                }
+                result => return result,
+            }
+        }
+    }
+
+    /// Gives back the memory of forward passes that no call is using.
+    fn release_memory(&self) {
+        match &self.model {
+            Model::Encoder(model) => model.replicas.iter().for_each(Replica::release),
+            Model::Decoder(model) => model.replicas.iter().for_each(Replica::release),
+        }
+    }
+
+    fn warn(&self, warning: Warning) {
+        let mut warnings = self.warnings.lock().unwrap_or_else(PoisonError::into_inner);
+        // Halved several times in a row, it is one thing that has happened.
+        if let (Some(Warning::BatchTokensLowered { to, .. }), Warning::BatchTokensLowered { to: lower, .. }) =
+            (warnings.last_mut(), &warning)
+        {
+            *to = *lower;
+        } else {
+            warnings.push(warning);
+        }
     }
 
     /// The error for a result that is not a number. Looks for the weight to blame once in the engine's life.
     fn non_finite(&self) -> Error {
         let find = || match &self.model {
-            Model::Encoder(model) => model.encoder.non_finite_tensor(),
-            Model::Decoder(model) => model.decoder.non_finite_tensor(),
+            Model::Encoder(model) => model.encoder().non_finite_tensor(),
+            Model::Decoder(model) => model.decoder().non_finite_tensor(),
         };
         Error::NonFinite { tensor: self.non_finite.get_or_init(find).clone() }
     }
 
     fn no_such_option(&self, option: &'static str) -> Error {
         Error::NoSuchOption { option, architecture: self.config.architecture().name() }
+    }
+}
+
+/// The type in which a GPU multiplies: as asked for or stored, and for weights stored in f32 the type that has room for the family's
+/// activations: Gemma's exceed the range of f16.
+fn operand_type(config: &Config, checkpoint: &Checkpoint, dtype: Dtype) -> ElementType {
+    match dtype {
+        Dtype::F16 => ElementType::F16,
+        Dtype::BF16 => ElementType::BF16,
+        Dtype::F32 => ElementType::F32,
+        Dtype::Auto => match checkpoint.tensors().next().map(|tensor| tensor.dtype) {
+            Some(outcrop_loader::Dtype::F16) => ElementType::F16,
+            Some(outcrop_loader::Dtype::BF16) => ElementType::BF16,
+            _ if matches!(config, Config::Decoder(_)) => ElementType::BF16,
+            _ => ElementType::F16,
+        },
     }
 }
 

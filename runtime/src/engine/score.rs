@@ -7,6 +7,7 @@ use outcrop_models::input::{
 
 use super::decoder::{DecoderModel, Output};
 use super::encoder::EncoderModel;
+use super::replica::Replica;
 use super::{Engine, LayerScore, Model, Ranked, Ranking, Score, encoder};
 use crate::options::Instruction;
 use crate::schedule::Schedule;
@@ -72,7 +73,11 @@ impl Engine {
     /// the largest cutoff. An encoder's are read when it is opened.
     pub fn prepare(&self, options: &ScoreOptions) -> Result<(), Error> {
         if let Frame::Decoder { model, schedule, .. } = self.plan(options)?.frame {
-            model.decoder.stack(&self.stream, &schedule.cutoffs, 1)?;
+            for replica in &model.replicas {
+                let _turn = replica.turn();
+                let Replica { stream, model: decoder, .. } = replica;
+                decoder.stack(stream, &self.host, &schedule.cutoffs, 1)?;
+            }
         }
         Ok(())
     }
@@ -182,8 +187,8 @@ impl Engine {
         normalize: bool,
     ) -> Result<Vec<Result<Score, Error>>, Error> {
         let sequences = sequences.into_iter().map(|pair| pair.map(|pair| pair.sequence)).collect();
-        let outputs = self.run_encoder(model, sequences, |act, batch| {
-            model.encoder.scores(&self.stream, act, batch)?.ok_or_else(|| self.not_a_reranker())
+        let outputs = self.run_encoder(model, sequences, |encoder, stream, act, batch| {
+            encoder.scores(stream, act, batch)?.ok_or_else(|| self.not_a_reranker())
         })?;
         let score = |encoder::Output { value, tokens, truncated }: encoder::Output<f32>| {
             let score = self.finish(value, normalize)?;
@@ -231,7 +236,7 @@ impl Engine {
     fn plan<'a>(&'a self, options: &'a ScoreOptions) -> Result<Plan<'a>, Error> {
         let (frame, default_query, default_passage) = match &self.model {
             Model::Encoder(model) => {
-                if !model.encoder.is_reranker() {
+                if !model.encoder().is_reranker() {
                     return Err(self.not_a_reranker());
                 }
                 self.refuse_decoder_options(options)?;

@@ -3,7 +3,10 @@
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
+use clap::builder::PossibleValuesParser;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+
+use outcrop::{Device, doctor};
 
 use crate::dtype::Dtype;
 use crate::synth::{Family, Size, Task};
@@ -21,6 +24,7 @@ Examples:
   outcrop inspect ./bge-reranker-base
   outcrop convert ./bge-reranker-v2-minicpm-layerwise ./minicpm-28-bf16 --dtype bf16 --cutoff 28
   outcrop synth --family xlmr --size base ./random-base
+  outcrop doctor
 
 Exit status: 0, all done; 1, some inputs failed and the others were done; 2, a wrong call, or a model or file that cannot be used."
 )]
@@ -41,6 +45,7 @@ pub(crate) enum Command {
     Inspect(InspectArgs),
     Convert(ConvertArgs),
     Synth(SynthArgs),
+    Doctor(DoctorArgs),
 }
 
 /// The size at which weights are split into files, as the published ones are.
@@ -60,13 +65,20 @@ pub(crate) struct ModelArgs {
 /// How the work is done.
 #[derive(Debug, ClapArgs)]
 pub(crate) struct EngineArgs {
+    /// Where to run: auto (a GPU if there is one that can be used), cpu, cuda, cuda:1, cuda:0,1 or cuda:all. `outcrop doctor` shows
+    /// what there is.
+    #[arg(long, value_name = "DEVICE", default_value = "auto", env = "OUTCROP_DEVICE")]
+    pub(crate) device: Device,
+    /// Launch the kernels of a GPU one by one instead of as recorded graphs. Scores do not change.
+    #[arg(long)]
+    pub(crate) no_graphs: bool,
     /// Number of threads; all cores if not given.
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<NonZeroUsize>,
     /// Most tokens computed in one batch: more needs more memory.
     #[arg(long, value_name = "N")]
     pub(crate) batch_tokens: Option<NonZeroUsize>,
-    /// The type in which matrices are held in memory; all else is f32.
+    /// The type in which matrices are held in memory; all else is f32. On a GPU the type in which it multiplies, f16 or bf16.
     #[arg(long, value_enum, default_value_t = DtypeArg::Auto, help_heading = MODEL)]
     pub(crate) dtype: DtypeArg,
 }
@@ -419,4 +431,30 @@ pub(crate) struct SynthArgs {
     pub(crate) force: bool,
     /// The directory to make.
     pub(crate) dir: PathBuf,
+}
+
+/// Show whether a GPU can be used, and if not, what is missing.
+///
+/// Looks at the driver, every device, the compiler of the kernels (NVRTC) and their cache, runs a kernel on every device, and compiles
+/// them all where one has run. The last line says what to do next.
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "\
+Examples:
+  outcrop doctor
+  outcrop doctor --json | jq .verdict
+  outcrop doctor --architecture sm_90a
+
+Compiled kernels are kept: a service that starts after this need not wait for them. --architecture needs no GPU, so that an image can
+be built with its kernels in it; such an image needs no NVRTC.
+Exit status: 0, a GPU can be used (with --architecture: every kernel compiles); 1, it cannot.")]
+pub(crate) struct DoctorArgs {
+    /// Print a JSON object instead of tables.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Compile every kernel even if none runs on the devices that there are.
+    #[arg(long)]
+    pub(crate) compile: bool,
+    /// Compile every kernel for this architecture, whatever devices there are.
+    #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(doctor::ARCHITECTURES))]
+    pub(crate) architecture: Option<String>,
 }

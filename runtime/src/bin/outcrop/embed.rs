@@ -62,7 +62,9 @@ pub(crate) fn run(args: &EmbedArgs, quiet: bool) -> Result<Status, Error> {
     let mut progress = Progress::new(&input, output, "texts", quiet);
     let max_line_bytes = args.lines.max_line_bytes;
     input.for_each_block(max_line_bytes, |block| {
-        embed_block(&engine, &options, &block, max_line_bytes, &mut vectors, &mut progress)
+        let done = embed_block(&engine, &options, &block, max_line_bytes, &mut vectors, &mut progress);
+        model::warn(&engine, quiet);
+        done
     })?;
     Ok(progress.finish())
 }

@@ -1,10 +1,12 @@
 //! The `outcrop` command line: arguments, files and terminals around the library.
 //!
 //! Results go to standard output or to `--output`; everything else goes to standard error. Exit status: 0, all
-//! done; 1, some inputs failed and the others were done; 2, a wrong call, or a model or file that cannot be used.
+//! done; 1, some inputs failed and the others were done; 2, a wrong call, or a model or file that cannot be used. `doctor` answers 1
+//! if no GPU can be used.
 
 mod args;
 mod convert;
+mod doctor;
 mod dtype;
 mod embed;
 mod error;
@@ -34,7 +36,7 @@ use error::Error;
 enum Status {
     /// Every input has its result.
     Done,
-    /// Some inputs failed, perhaps all, and each was reported.
+    /// Some inputs failed, perhaps all, and each was reported; or what `doctor` looked for is not usable.
     SomeFailed,
 }
 
@@ -54,6 +56,7 @@ fn main() -> ExitCode {
         Command::Inspect(args) => inspect::run(&args, quiet),
         Command::Convert(args) => convert::run(&args, quiet),
         Command::Synth(args) => synth::run(&args, quiet),
+        Command::Doctor(args) => doctor::run(&args, quiet),
     };
     match result {
         Ok(Status::Done) => ExitCode::SUCCESS,

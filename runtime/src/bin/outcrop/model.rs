@@ -4,11 +4,12 @@ use std::path::PathBuf;
 
 use outcrop::loader::Gelu;
 use outcrop::loader::hub::{self, HubOptions};
-use outcrop::{Dtype, Engine, EngineOptions, HeadRule};
+use outcrop::{Device, Dtype, Engine, EngineOptions, HeadRule};
 
 use crate::args::{DtypeArg, EngineArgs, GeluArg, HeadsArg, ModelArgs, NetworkArgs};
 use crate::error::Error;
 use crate::progress::download_bar;
+use crate::report;
 
 /// The directory of a model, downloaded first if it is only a name.
 pub(crate) fn locate(model: &str, revision: Option<&str>, quiet: bool) -> Result<PathBuf, Error> {
@@ -32,6 +33,8 @@ pub(crate) fn open(
 ) -> Result<Engine, Error> {
     let dir = locate(&model.model, model.revision.as_deref(), quiet)?;
     let options = EngineOptions {
+        device: engine.device.clone(),
+        graphs: !engine.no_graphs,
         threads: engine.threads.map(Into::into),
         batch_tokens: engine.batch_tokens.map(Into::into),
         dtype: match engine.dtype {
@@ -52,5 +55,17 @@ pub(crate) fn open(
         }),
         prefix_sharing: !network.no_prefix_sharing,
     };
-    Ok(Engine::open(dir, &options)?)
+    let engine = Engine::open(dir, &options)?;
+    if matches!(options.device, Device::Auto) && !quiet {
+        report::line(&format!("running on {}", engine.device()));
+    }
+    Ok(engine)
+}
+
+/// Prints what the engine has noticed on the way.
+pub(crate) fn warn(engine: &Engine, quiet: bool) {
+    let warnings = engine.take_warnings();
+    if !quiet {
+        warnings.iter().for_each(|warning| report::line(&format!("warning: {warning}")));
+    }
 }

@@ -57,6 +57,7 @@ pub(crate) fn run(args: &RerankArgs, quiet: bool) -> Result<Status, Error> {
     }
     let texts: Vec<&str> = passages.iter().map(|passage| passage.text.as_str()).collect();
     let ranking = engine.rerank(&args.query, &texts, &options)?;
+    model::warn(&engine, quiet);
     for (place, error) in &ranking.failed {
         report::line(&format!("passage {}: {}", passages[*place].index, report::chain(error)));
     }

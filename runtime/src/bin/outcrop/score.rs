@@ -68,7 +68,9 @@ pub(crate) fn run(args: &ScoreArgs, quiet: bool) -> Result<Status, Error> {
     };
     input.for_each_block(max_line_bytes, |block| {
         let read = |line: &Line| read(line, max_line_bytes);
-        score_block(&engine, &options, &block, read, &mut output, &mut progress)
+        let done = score_block(&engine, &options, &block, read, &mut output, &mut progress);
+        model::warn(&engine, quiet);
+        done
     })?;
     Ok(progress.finish())
 }

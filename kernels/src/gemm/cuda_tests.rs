@@ -1,0 +1,453 @@
+//! gemm.cu behind its launch code, against f64.
+
+use std::ops::Range;
+
+use half::{bf16, f16};
+
+use super::{Activation, Epilogue, Matrix, Part, gemm, instances};
+use crate::params::narrow;
+use crate::rope::RopeTable;
+use crate::test_devices::{OPERAND_TYPES, device, under_schedules};
+use crate::testing::{erf, values};
+use crate::{Buffer, ElementType, Elements, Error, IndexBuffer, Role, Size, Stream};
+
+/// An [`Epilogue`] without its operands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    None,
+    Bias,
+    BiasGeluErf,
+    BiasTanh,
+    AddScaled,
+    Gated(Activation),
+    Rope,
+}
+
+const KINDS: [Kind; 9] = [
+    Kind::None,
+    Kind::Bias,
+    Kind::BiasGeluErf,
+    Kind::BiasTanh,
+    Kind::AddScaled,
+    Kind::Gated(Activation::GeluTanh),
+    Kind::Gated(Activation::GeluErf),
+    Kind::Gated(Activation::Silu),
+    Kind::Rope,
+];
+
+/// m, n, k.
+type Shape = (usize, usize, usize);
+
+/// Less than a tile and several, sizes that divide nothing, k of less than a stage and of more than all.
+const SMALL: [Shape; 4] = [(1, 8, 8), (65, 72, 40), (17, 136, 200), (64, 64, 320)];
+/// Several tiles for each block, more rows than a band of tiles, the longest k.
+const LARGE: [Shape; 5] = [(130, 264, 104), (200, 520, 72), (129, 136, 32), (2100, 136, 24), (3, 16, 16384)];
+
+/// Rows that a launch is laid out for to take the large tile on any device.
+const LARGE_BOUND: usize = 1 << 20;
+/// Of [`Kind::AddScaled`]: MiniCPM's, for 40 layers.
+const SCALE: f32 = 0.221_359_44;
+const NUM_POSITIONS: usize = 50;
+/// Rows of another part of the matrix, before those that the product takes.
+const OTHER_ROWS: usize = 8;
+
+/// A product with its operands, on a stream, and what is to come out of it.
+struct Problem {
+    kind: Kind,
+    k: usize,
+    /// Columns of `d`.
+    n: usize,
+    a: Vec<f32>,
+    b: Matrix,
+    bias: Buffer,
+    residual: Vec<f32>,
+    rope: RopeTable,
+    position_ids: Vec<u32>,
+    expected: Vec<f64>,
+    bound: Vec<f64>,
+}
+
+fn operand_type(stream: &Stream) -> ElementType {
+    match stream {
+        Stream::Cuda(cuda) => cuda.operand_type(),
+        Stream::Cpu(_) => ElementType::F32,
+    }
+}
+
+fn rounded(stream: &Stream, values: &[f32]) -> Vec<f32> {
+    let round = |x: &f32| match operand_type(stream) {
+        ElementType::F32 => *x,
+        ElementType::F16 => f16::from_f32(*x).to_f32(),
+        ElementType::BF16 => bf16::from_f32(*x).to_f32(),
+    };
+    values.iter().map(round).collect()
+}
+
+/// Half a unit in the last place of the stored type: relative, and absolute below its normal numbers.
+fn half_ulp(element_type: ElementType) -> (f64, f64) {
+    match element_type {
+        ElementType::F32 => (2f64.powi(-24), 2f64.powi(-150)),
+        ElementType::F16 => (2f64.powi(-11), 2f64.powi(-25)),
+        ElementType::BF16 => (2f64.powi(-8), 2f64.powi(-134)),
+    }
+}
+
+fn exact(activation: Activation, x: f64) -> f64 {
+    match activation {
+        Activation::GeluErf => 0.5 * x * (1.0 + erf(x / std::f64::consts::SQRT_2)),
+        Activation::GeluTanh => {
+            0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh())
+        }
+        Activation::Silu => x / (1.0 + (-x).exp()),
+    }
+}
+
+/// Elements of a head, and how many of `n` columns are in heads to be rotated.
+fn rotary_columns(n: usize) -> (usize, usize) {
+    let head_dim = if n < 128 { 8 } else { 32 };
+    (head_dim, (n / 2 / head_dim).max(1) * head_dim)
+}
+
+impl Problem {
+    fn new(stream: &Stream, kind: Kind, (m, n, k): Shape) -> Result<Self, Error> {
+        // Sums of about unit size, where activations bend.
+        let weight = |seed, rows| -> Vec<f32> {
+            values(seed, rows * k).iter().map(|x| x * 4.0 / (k as f32).sqrt()).collect()
+        };
+        let (a, first, second) = (values(1, m * k), weight(2, n), weight(3, n));
+        let (head_dim, rotary) = rotary_columns(n);
+        let part = |weights, rotary_head_dim| Part {
+            weights: Elements::F32(weights),
+            rows: weights.len() / k,
+            rotary_head_dim,
+        };
+        let b = match kind {
+            Kind::Gated(_) => {
+                Matrix::pack_gated(stream, Elements::F32(&first), Elements::F32(&second), n, k, None)?
+            }
+            Kind::Rope => {
+                let (heads, rest) = first.split_at(rotary * k);
+                let parts = [part(heads, Some(head_dim)), part(rest, None)];
+                Matrix::pack(stream, if rest.is_empty() { &parts[..1] } else { &parts }, k, None)?
+            }
+            _ => {
+                let other = &second[..OTHER_ROWS * k];
+                Matrix::pack(stream, &[part(other, None), part(&first, None)], k, None)?
+            }
+        };
+        let bias = Buffer::upload(stream, &values(4, OTHER_ROWS + n))?;
+        let rope = RopeTable::new(stream, 10_000.0, head_dim, NUM_POSITIONS)?;
+        let position_ids = (0..narrow(m)).map(|i| i * 7 % narrow(NUM_POSITIONS)).collect();
+        let (expected, bound) = (Vec::new(), Vec::new());
+        let residual = values(5, m * n);
+        let mut problem = Self { kind, k, n, a, b, bias, residual, rope, position_ids, expected, bound };
+        problem.expect(stream, &rounded(stream, &first), &rounded(stream, &second))?;
+        Ok(problem)
+    }
+
+    /// Rows of `a`.
+    fn m(&self) -> usize {
+        self.a.len() / self.k
+    }
+
+    /// Computes what is to come out, and how far off it may be.
+    fn expect(&mut self, stream: &Stream, first: &[f32], second: &[f32]) -> Result<(), Error> {
+        let (n, k) = (self.n, self.k);
+        let a = rounded(stream, &self.a);
+        // A sum, and how far the kernel's may be off.
+        let sum = |weights: &[f32], row: usize, column: usize| {
+            let pairs = a[row * k..][..k].iter().zip(&weights[column * k..][..k]);
+            let (sum, magnitude) = pairs.fold((0.0, 0.0), |(sum, magnitude), (a, b)| {
+                let product = f64::from(*a) * f64::from(*b);
+                (sum + product, magnitude + product.abs())
+            });
+            (sum, (k as f64 + 2.0) * 2f64.powi(-23) * magnitude)
+        };
+        let bias = self.bias.read(OTHER_ROWS + n)?;
+        let (head_dim, rotary) = rotary_columns(n);
+        let angles = NUM_POSITIONS * head_dim / 2;
+        let (cos, sin) = (self.rope.cos().read(angles)?, self.rope.sin().read(angles)?);
+        let f32_ulp = 2f64.powi(-24);
+        let activated = |activation, (x, error): (f64, f64)| {
+            (exact(activation, x), 1.13 * error + 4e-7 * x.abs().max(1.0))
+        };
+        for (row, position) in self.position_ids.iter().enumerate() {
+            for column in 0..n {
+                let biased = || {
+                    let (x, error) = sum(first, row, column);
+                    let x = x + f64::from(bias[OTHER_ROWS + column]);
+                    (x, error + f32_ulp * x.abs())
+                };
+                let (value, error) = match self.kind {
+                    Kind::None => sum(first, row, column),
+                    Kind::Bias => biased(),
+                    Kind::BiasGeluErf => activated(Activation::GeluErf, biased()),
+                    Kind::BiasTanh => {
+                        let (x, error) = biased();
+                        (x.tanh(), error + 4e-7)
+                    }
+                    Kind::AddScaled => {
+                        let (x, error) = sum(first, row, column);
+                        let x = f64::from(self.residual[row * n + column]) + f64::from(SCALE) * x;
+                        (x, f64::from(SCALE) * error)
+                    }
+                    Kind::Gated(activation) => {
+                        let (gate, gate_error) = activated(activation, sum(first, row, column));
+                        let (up, up_error) = sum(second, row, column);
+                        let error = gate_error * (up.abs() + up_error) + gate.abs() * up_error;
+                        (gate * up, error + f32_ulp * (gate * up).abs())
+                    }
+                    Kind::Rope if column < rotary => {
+                        // The two elements of a pair have become neighbours.
+                        let (head, pair) = (column / head_dim * head_dim, column % head_dim / 2);
+                        let (low, low_error) = sum(first, row, head + pair);
+                        let (high, high_error) = sum(first, row, head + head_dim / 2 + pair);
+                        let angle = *position as usize * head_dim / 2 + pair;
+                        let (c, s) = (f64::from(cos[angle]), f64::from(sin[angle]));
+                        let (product, x) = match column % 2 {
+                            0 => (high * s, low * c - high * s),
+                            _ => (low * s, high * c + low * s),
+                        };
+                        (x, low_error + high_error + f32_ulp * (product.abs() + x.abs()))
+                    }
+                    Kind::Rope => sum(first, row, column),
+                };
+                let stored =
+                    if self.kind == Kind::AddScaled { ElementType::F32 } else { operand_type(stream) };
+                let (relative, absolute) = half_ulp(stored);
+                self.expected.push(value);
+                self.bound.push(error + relative * (value.abs() + error) + absolute);
+            }
+        }
+        Ok(())
+    }
+
+    /// `d` for some rows of `a` alone, and for as many behind them as nothing may be written to.
+    fn run(
+        &self,
+        stream: &Stream,
+        rows: Range<usize>,
+        m: Size,
+        guard_rows: usize,
+    ) -> Result<Vec<f32>, Error> {
+        let (n, k) = (self.n, self.k);
+        let d_role = if self.kind == Kind::AddScaled { Role::Full } else { Role::Operand };
+        // Each in memory of its own, where a sanitizer sees its end.
+        let [mut a] = Buffer::allocate(stream, [(Role::Operand, rows.len() * k)])?;
+        let [mut d] = Buffer::allocate(stream, [(d_role, (rows.len() + guard_rows) * n)])?;
+        a.write(&self.a[rows.start * k..rows.end * k])?;
+        d.write(&vec![f32::NAN; d.len()])?;
+        if self.kind == Kind::AddScaled {
+            d.write(&self.residual[rows.start * n..rows.end * n])?;
+        }
+        let mut position_ids = IndexBuffer::new(stream, rows.len())?;
+        position_ids.write(&self.position_ids[rows])?;
+        let epilogue = match self.kind {
+            Kind::None => Epilogue::None,
+            Kind::Bias => Epilogue::Bias(&self.bias),
+            Kind::BiasGeluErf => Epilogue::BiasGeluErf(&self.bias),
+            Kind::BiasTanh => Epilogue::BiasTanh(&self.bias),
+            Kind::AddScaled => Epilogue::AddScaled(SCALE),
+            Kind::Gated(activation) => Epilogue::Gated(activation),
+            Kind::Rope => Epilogue::Rope(&self.rope, position_ids.view(m)),
+        };
+        let parts = match self.kind {
+            Kind::Gated(_) | Kind::Rope => 0..self.b.num_parts(),
+            _ => 1..2,
+        };
+        gemm(stream, &mut d, &a, &self.b, parts, m, epilogue)?;
+        d.read(d.len())
+    }
+
+    /// What is wrong with `d`, if anything.
+    fn compare(&self, d: &[f32]) -> Result<(), String> {
+        let at =
+            |i: usize| format!("{:?}, row {} of {}, column {}", self.kind, i / self.n, self.m(), i % self.n);
+        for (i, (expected, bound)) in self.expected.iter().zip(&self.bound).enumerate() {
+            let error = (f64::from(d[i]) - expected).abs();
+            if error.is_nan() || error > *bound {
+                return Err(format!("{}: {}, expected {expected} within {bound:e}", at(i), d[i]));
+            }
+        }
+        match (self.expected.len()..d.len()).find(|i| !d[*i].is_nan()) {
+            Some(i) => Err(format!("{}: {} written behind the last row", at(i), d[i])),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A number in device memory, and what holds it there.
+fn in_memory(stream: &Stream, value: usize, bound: usize) -> Result<(Size, Buffer), Error> {
+    let memory = Buffer::upload(stream, &[f32::from_bits(narrow(value))])?;
+    let Stream::Cuda(cuda) = stream else { return Ok((value.into(), memory)) };
+    let address = memory.on(cuda.device())?.address();
+    Ok((Size::in_device_memory(value, bound, address), memory))
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|x| x.to_bits()).collect()
+}
+
+/// Runs a product with m given by value, and read from memory under a bound that takes the large tile: right,
+/// and the same.
+fn check_product(stream: &Stream, kind: Kind, shape: Shape) -> Result<(), String> {
+    let text = |error: Error| format!("{kind:?} {shape:?}: {error}");
+    let (rows, elements) = (shape.0, shape.0 * shape.1);
+    let problem = Problem::new(stream, kind, shape).map_err(text)?;
+    // What is written behind the last row shows in the rows there; without them a sanitizer sees any access.
+    let by_value = problem.run(stream, 0..rows, rows.into(), 3).map_err(text)?;
+    problem.compare(&by_value)?;
+    let (m, _memory) = in_memory(stream, rows, rows.max(LARGE_BOUND)).map_err(text)?;
+    let from_memory = problem.run(stream, 0..rows, m, 0).map_err(text)?;
+    problem.compare(&from_memory)?;
+    if bits(&by_value[..elements]) != bits(&from_memory) {
+        return Err(format!("{kind:?} {shape:?}: the bits depend on the tile, or on where m is read"));
+    }
+    Ok(())
+}
+
+/// A few products of every kind: the first mistake or fault.
+pub(crate) fn check(stream: &Stream) -> Result<(), String> {
+    for kind in KINDS {
+        check_product(stream, kind, SMALL[0])?;
+        check_product(stream, kind, (70, 136, 104))?;
+    }
+    check_product(stream, Kind::None, (2100, 136, 8))
+}
+
+#[test]
+fn every_instance_matches_f64_under_every_schedule() {
+    for operand_type in OPERAND_TYPES {
+        under_schedules(operand_type, |stream| {
+            for kind in KINDS {
+                for shape in SMALL {
+                    check_product(stream, kind, shape).unwrap();
+                }
+            }
+            let loaded = stream.loaded_kernels();
+            let prefix = format!("gemm<{}, ", crate::device::cpp_name(operand_type));
+            for instance in instances().iter().filter(|instance| instance.name.starts_with(&prefix)) {
+                assert!(
+                    loaded.iter().any(|kernel| kernel.name == instance.name),
+                    "{} was not run",
+                    instance.name
+                );
+            }
+        });
+    }
+}
+
+#[test]
+fn larger_products_match_f64() {
+    for operand_type in OPERAND_TYPES {
+        let Some(stream) = device(operand_type) else { return };
+        check(&stream).unwrap();
+        for shape in LARGE {
+            for kind in [Kind::None, Kind::AddScaled, Kind::Gated(Activation::Silu), Kind::Rope] {
+                check_product(&stream, kind, shape).unwrap();
+            }
+        }
+    }
+}
+
+#[test]
+fn a_row_alone_has_the_bits_it_has_in_a_batch() {
+    for operand_type in OPERAND_TYPES {
+        let Some(stream) = device(operand_type) else { return };
+        for kind in KINDS {
+            let problem = Problem::new(&stream, kind, (150, 136, 232)).unwrap();
+            let batch = problem.run(&stream, 0..150, 150.into(), 0).unwrap();
+            for row in [0, 77, 149] {
+                let alone = problem.run(&stream, row..row + 1, 1.into(), 0).unwrap();
+                assert_eq!(bits(&alone), bits(&batch[row * 136..][..136]), "{kind:?}, row {row}");
+            }
+        }
+    }
+}
+
+#[test]
+fn without_rows_nothing_is_written() {
+    for operand_type in OPERAND_TYPES {
+        let Some(stream) = device(operand_type) else { return };
+        for kind in KINDS {
+            let problem = Problem::new(&stream, kind, (0, 72, 40)).unwrap();
+            let (m, _memory) = in_memory(&stream, 0, LARGE_BOUND).unwrap();
+            for m in [0.into(), m] {
+                problem.compare(&problem.run(&stream, 0..0, m, 2).unwrap()).unwrap();
+            }
+        }
+    }
+}
+
+#[test]
+fn parts_give_the_columns_they_have_in_the_whole() {
+    for operand_type in OPERAND_TYPES {
+        let Some(stream) = device(operand_type) else { return };
+        let (m, k, rows, head_dim) = (20, 40, [64, 32, 24], 16);
+        let weights = rows.map(|rows| values(rows as u64, rows * k));
+        let part = |i: usize, rotary_head_dim| Part {
+            weights: Elements::F32(&weights[i]),
+            rows: rows[i],
+            rotary_head_dim,
+        };
+        let parts = [part(0, Some(head_dim)), part(1, Some(head_dim)), part(2, None)];
+        let matrix = Matrix::pack(&stream, &parts, k, None).unwrap();
+        let table = RopeTable::new(&stream, 10_000.0, head_dim, NUM_POSITIONS).unwrap();
+        let mut position_ids = IndexBuffer::new(&stream, m).unwrap();
+        position_ids.write(&(0..20).collect::<Vec<_>>()).unwrap();
+        let [mut a, mut d] =
+            Buffer::allocate(&stream, [(Role::Operand, m * k), (Role::Operand, m * 120)]).unwrap();
+        a.write(&values(1, m * k)).unwrap();
+        let mut product = |parts: Range<usize>| {
+            let epilogue = Epilogue::Rope(&table, position_ids.view(m.into()));
+            gemm(&stream, &mut d, &a, &matrix, parts.clone(), m.into(), epilogue).unwrap();
+            d.read(m * matrix.outputs_of(parts)).unwrap()
+        };
+        let whole = product(0..3);
+        for (parts, first, n) in [(0..1, 0, 64), (1..3, 64, 56)] {
+            let some = product(parts);
+            for row in 0..m {
+                assert_eq!(bits(&some[row * n..][..n]), bits(&whole[row * 120 + first..][..n]), "row {row}");
+            }
+        }
+    }
+}
+
+/// The parameter for which a product of one row with `n` outputs is refused.
+fn refused(stream: &Stream, d: Role, n: usize, epilogue: Epilogue<'_>) -> &'static str {
+    let (k, weights) = (8, values(1, n * 8));
+    let rotary_head_dim = matches!(epilogue, Epilogue::Rope(..)).then_some(n);
+    let part = Part { weights: Elements::F32(&weights), rows: n, rotary_head_dim };
+    let matrix = Matrix::pack(stream, &[part], k, None).unwrap();
+    let [mut d, a] = Buffer::allocate(stream, [(d, n), (Role::Operand, k)]).unwrap();
+    match gemm(stream, &mut d, &a, &matrix, 0..1, 1.into(), epilogue) {
+        Err(Error::Parameter { kernel: "gemm", parameter, .. }) => parameter,
+        Err(error) => panic!("{error}"),
+        Ok(()) => panic!("not refused"),
+    }
+}
+
+#[test]
+fn what_the_kernel_is_not_written_for_is_refused() {
+    let Some(stream) = device(ElementType::BF16) else { return };
+    let operand = Role::Operand;
+    assert_eq!(refused(&stream, operand, 12, Epilogue::None), "n");
+    assert_eq!(refused(&stream, operand, 8, Epilogue::AddScaled(1.0)), "d");
+    assert_eq!(refused(&stream, Role::Full, 8, Epilogue::None), "d");
+    let [bias] = Buffer::allocate(&stream, [(operand, 8)]).unwrap();
+    assert_eq!(refused(&stream, operand, 8, Epilogue::Bias(&bias)), "bias");
+    let table = RopeTable::new(&stream, 10_000.0, 24, 1).unwrap();
+    let mut position_ids = IndexBuffer::new(&stream, 1).unwrap();
+    position_ids.write(&[0]).unwrap();
+    assert_eq!(
+        refused(&stream, operand, 24, Epilogue::Rope(&table, position_ids.view(1.into()))),
+        "table.head_dim"
+    );
+}
+
+#[test]
+fn no_bank_conflicts_in_reading_operands() {
+    for operand_type in OPERAND_TYPES {
+        crate::test_devices::without_bank_conflicts(operand_type, |stream| check(stream).unwrap());
+    }
+}

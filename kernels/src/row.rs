@@ -1,0 +1,49 @@
+//! Instances of the norms of row.cuh, which hold a row in the registers of one block.
+
+use crate::device::cpp_name;
+use crate::operands::OPERAND_TYPES;
+use crate::params::{Instance, Source};
+use crate::{ElementType, Error};
+
+/// Elements of a row that a warp holds.
+const ELEMENTS_PER_WARP: usize = 1024;
+/// Warps of a row that there are instances for.
+const WARPS: [u32; 4] = [1, 2, 4, 8];
+
+/// The instance for rows of `hidden_size`. It follows from the width alone, and with it the order in which a
+/// row is summed: a row has the same bits in any batch.
+pub(crate) fn instance(
+    source: &'static Source,
+    kernel: &'static str,
+    operand_type: ElementType,
+    hidden_size: usize,
+) -> Result<Instance, Error> {
+    let warps = WARPS.into_iter().find(|warps| hidden_size <= ELEMENTS_PER_WARP * *warps as usize);
+    match warps {
+        Some(warps) if hidden_size.is_multiple_of(8) => Ok(with_warps(source, kernel, operand_type, warps)),
+        _ => Err(Error::Parameter {
+            kernel,
+            parameter: "hidden_size",
+            expected: "a multiple of 8, at most 8192",
+            found: hidden_size,
+        }),
+    }
+}
+
+/// Every instance, for the catalog.
+pub(crate) fn instances(source: &'static Source, kernel: &'static str) -> Vec<Instance> {
+    let of_type = |operand_type| WARPS.map(|warps| with_warps(source, kernel, operand_type, warps));
+    OPERAND_TYPES.into_iter().flat_map(of_type).collect()
+}
+
+fn with_warps(source: &'static Source, kernel: &str, operand_type: ElementType, warps: u32) -> Instance {
+    Instance {
+        source,
+        name: format!("{kernel}<{}, {warps}>", cpp_name(operand_type)),
+        threads: 32 * warps,
+        // Two sums' slots of a float per warp; a warp alone sums without.
+        shared_bytes: if warps == 1 { 0 } else { 8 * warps },
+        // As row.cuh asks for.
+        blocks_per_sm: 16 / warps,
+    }
+}

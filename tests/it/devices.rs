@@ -1,0 +1,354 @@
+//! The CUDA side of every family, end to end, on the emulator or on a GPU.
+//!
+//! `OUTCROP_EMULATOR` names the emulator's library, `OUTCROP_TEST_CUDA=1` takes the first GPU instead.
+
+use std::path::Path;
+
+use outcrop::{
+    Compression, Device, Dtype, EmulatorOptions, Engine, EngineOptions, Gpus, ScoreOptions, Warning,
+};
+
+use crate::fixtures::{PairCase, json, pair_cases, path, text_cases};
+
+/// A model of each family, and of each way in which they differ on a GPU.
+const MODELS: &[&str] = &[
+    "xlmr_base",
+    "xlmr_m3",
+    "gemma",
+    "gemma_exact_gelu",
+    "minicpm_layerwise",
+    "minicpm_single_head",
+    "minicpm_gqa_bf16_stored",
+    "gemma2_lightweight",
+    "gemma2_lightweight_eager",
+    "gemma2_lightweight_sep2",
+    "gemma2_lightweight_window",
+];
+
+/// Where this test runs, or a word that it does not.
+fn device() -> Option<Device> {
+    if std::env::var_os("OUTCROP_TEST_CUDA").is_some_and(|value| value == "1") {
+        return Some(Device::Cuda(Gpus::Some(vec![0])));
+    }
+    emulator().map(Device::Emulator)
+}
+
+/// The emulator, whether or not there is a GPU.
+fn emulator() -> Option<EmulatorOptions> {
+    let Some(library) = std::env::var_os("OUTCROP_EMULATOR") else {
+        let required = std::env::var("REQUIRE").unwrap_or_default();
+        assert!(
+            !required.split(',').any(|name| name == "emulator" || name == "cuda"),
+            "REQUIRE asks for the emulator, but OUTCROP_EMULATOR is not set"
+        );
+        eprintln!("SKIPPED: neither OUTCROP_EMULATOR nor OUTCROP_TEST_CUDA is set");
+        return None;
+    };
+    Some(EmulatorOptions::new(Path::new(&library)))
+}
+
+fn open(model: &str, device: Device, dtype: Dtype) -> Engine {
+    let softcap = model == "gemma2_lightweight_eager";
+    let options = EngineOptions { device, dtype, attention_softcap: softcap, ..EngineOptions::default() };
+    Engine::open(path(model), &options).unwrap()
+}
+
+/// The scores of a case: of every cutoff if there are several, one after the other.
+fn scores(engine: &Engine, case: &PairCase) -> Vec<f64> {
+    let options = case.options_for(engine).unwrap();
+    let scores = engine.score(&case.pairs, &options).unwrap();
+    let scores: Vec<_> = scores.into_iter().map(|score| score.unwrap()).collect();
+    match scores.first().map_or(0, |score| score.layer_scores.len()) {
+        0 => scores.iter().map(|score| score.score).collect(),
+        cutoffs => (0..cutoffs).flat_map(|k| scores.iter().map(move |s| s.layer_scores[k].score)).collect(),
+    }
+}
+
+/// The case `name` of a model, or the first with scores of many pairs.
+fn case(model: &str, name: Option<&str>) -> PairCase {
+    let is_it = |case: &PairCase| match name {
+        Some(name) => case.name == name,
+        None => case.scores.is_some() && case.pairs.len() > 5,
+    };
+    pair_cases(&path(model)).into_iter().find(is_it).unwrap()
+}
+
+/// The oracle's scores of a case, in f32.
+fn oracle(case: &PairCase) -> Vec<f64> {
+    case.scores.as_ref().unwrap().concat()
+}
+
+fn range(scores: &[f64]) -> f64 {
+    let fold = |(low, high): (f64, f64), x: &f64| (low.min(*x), high.max(*x));
+    let (low, high) = scores.iter().fold((f64::INFINITY, f64::NEG_INFINITY), fold);
+    high - low
+}
+
+fn worst(got: &[f64], expected: &[f64]) -> f64 {
+    assert_eq!(got.len(), expected.len());
+    // Written so that a NaN is the worst of all.
+    got.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, |max, x| if x <= max { max } else { x })
+}
+
+fn root_mean_square(got: &[f64], expected: &[f64]) -> f64 {
+    assert_eq!(got.len(), expected.len());
+    let sum: f64 = got.iter().zip(expected).map(|(a, b)| (a - b) * (a - b)).sum();
+    (sum / got.len() as f64).sqrt()
+}
+
+#[test]
+fn f16_scores_are_the_oracles_within_0_3_percent_of_their_range() {
+    let Some(device) = device() else { return };
+    for model in MODELS {
+        let case = case(model, None);
+        let (got, expected) = (scores(&open(model, device.clone(), Dtype::F16), &case), oracle(&case));
+        // Some of these small networks magnify the rounding of their weights alone to that much: then three times what the CPU makes
+        // of the same f16 weights in f32.
+        let weights_alone = worst(&scores(&open(model, Device::Cpu, Dtype::F16), &case), &expected);
+        let (error, allowed) = (worst(&got, &expected), (0.003 * range(&expected)).max(3.0 * weights_alone));
+        println!("{model}, {}: worst {error:.1e}, allowed {allowed:.1e}", case.name);
+        assert!(error <= allowed, "{model}, {}: {error:e} from the oracle, allowed {allowed:e}", case.name);
+    }
+}
+
+/// Both against the oracle's f32: root mean square and largest difference.
+#[test]
+fn bf16_scores_are_closer_to_the_oracle_than_the_references_own() {
+    let Some(device) = device() else { return };
+    for model in ["xlmr_base", "xlmr_m3", "gemma", "minicpm_layerwise", "gemma2_lightweight"] {
+        let reference = json(path(model).join("bf16.json"));
+        let case = case(model, reference["name"].as_str());
+        let reference: Vec<f64> = flat(&reference["scores"]);
+        let (got, expected) = (scores(&open(model, device.clone(), Dtype::BF16), &case), oracle(&case));
+        let ours = (root_mean_square(&got, &expected), worst(&got, &expected));
+        let theirs = (root_mean_square(&reference, &expected), worst(&reference, &expected));
+        println!("{model}, {}: {ours:.4?}, the reference {theirs:.4?}", case.name);
+        assert!(
+            ours.0 < theirs.0 && ours.1 < theirs.1,
+            "{model}: {ours:?} from the oracle, the reference {theirs:?}"
+        );
+    }
+}
+
+fn flat(scores: &serde_json::Value) -> Vec<f64> {
+    match scores {
+        serde_json::Value::Array(list) => list.iter().flat_map(flat).collect(),
+        number => vec![number.as_f64().unwrap()],
+    }
+}
+
+/// Every case of the models that have most of them: cutoffs, compressions, adapters, prompts, limits.
+#[test]
+fn every_case_of_the_deep_models_in_f16() {
+    let Some(device) = device() else { return };
+    for model in ["gemma", "minicpm_layerwise", "gemma2_lightweight"] {
+        let mut done = 0;
+        for case in pair_cases(&path(model)) {
+            let options = EngineOptions {
+                device: device.clone(),
+                dtype: Dtype::F16,
+                adapters: case.adapters.clone(),
+                ..EngineOptions::default()
+            };
+            let engine = Engine::open(path(model), &options).unwrap();
+            // Refusals are the CPU tests' affair: they come before any device.
+            if case.scores.is_none() || case.options_for(&engine).is_err() || case.pairs.is_empty() {
+                continue;
+            }
+            let (got, expected) = (scores(&engine, &case), oracle(&case));
+            // Of one or two pairs the range says nothing: then it is that of the model's scores.
+            let all = oracle(&self::case(model, None));
+            let scale = if case.options.normalize { 1.0 } else { range(&all).max(range(&expected)) };
+            let error = worst(&got, &expected);
+            assert!(error <= 0.003 * scale, "{model}, {}: {error:e} of {scale:e}", case.name);
+            done += 1;
+        }
+        println!("{model}: {done} cases");
+        assert!(done >= 10, "{model}: only {done} cases");
+    }
+}
+
+/// Vectors of embedders: cosines to the oracle's.
+#[test]
+fn embeddings_point_where_the_oracles_do() {
+    let Some(device) = device() else { return };
+    for model in ["embed_m3", "embed_bge_en", "embed_minilm"] {
+        for (dtype, allowed) in [(Dtype::F16, 1e-5), (Dtype::BF16, 5e-4)] {
+            let engine = open(model, device.clone(), dtype);
+            for case in text_cases(&path(model)) {
+                let vectors = engine.embed(&case.texts, &case.options).unwrap();
+                for (vector, expected) in vectors.into_iter().zip(&case.vectors) {
+                    let vector: Vec<f64> = vector.unwrap().vector.iter().map(|x| f64::from(*x)).collect();
+                    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+                    let cosine =
+                        dot(&vector, expected) / (dot(&vector, &vector) * dot(expected, expected)).sqrt();
+                    assert!(1.0 - cosine <= allowed, "{model}, {}, {dtype:?}: cosine {cosine}", case.name);
+                }
+            }
+        }
+    }
+}
+
+/// The same pair has the same bits alone, in any batch, in any order, with and without prefix sharing and recorded graphs.
+#[test]
+fn scores_do_not_depend_on_batch_order_sharing_or_graphs() {
+    let Some(device) = device() else { return };
+    for model in ["xlmr_m3", "gemma", "minicpm_layerwise", "gemma2_lightweight"] {
+        let is_deep = model != "xlmr_m3";
+        let mut pairs = case(model, None).pairs;
+        // One query for some of them, so that there is something to share.
+        for i in 0..5 {
+            pairs[i].0 = pairs[1].0.clone();
+        }
+        let options = |engine: &Engine| {
+            let mut options = ScoreOptions { max_length: Some(96), ..ScoreOptions::default() };
+            if model == "gemma2_lightweight" {
+                options.compression = Some(Compression::new(2, &[3, 6]).unwrap());
+                options.cutoff_layers = Some(engine.cutoffs(&[4, 8]).unwrap());
+            }
+            options
+        };
+        let run = |engine_options: EngineOptions, pairs: &[(String, String)], alone: bool| -> Vec<Vec<u64>> {
+            let engine = Engine::open(path(model), &engine_options).unwrap();
+            let options = options(&engine);
+            let score = |pairs: &[(String, String)]| -> Vec<Vec<u64>> {
+                let scores = engine.score(pairs, &options).unwrap();
+                let bits = |s: outcrop::Score| {
+                    let layers = s.layer_scores.iter().map(|layer| layer.score.to_bits());
+                    layers.chain([s.score.to_bits()]).collect()
+                };
+                scores.into_iter().map(|score| bits(score.unwrap())).collect()
+            };
+            // Twice: the second time what was recorded is replayed.
+            let first = if alone { pairs.chunks(1).flat_map(score).collect() } else { score(pairs) };
+            let again = if alone { pairs.chunks(1).flat_map(score).collect() } else { score(pairs) };
+            assert_eq!(first, again, "{model}");
+            first
+        };
+        let base = || EngineOptions { device: device.clone(), dtype: Dtype::F16, ..EngineOptions::default() };
+        let expected = run(base(), &pairs, false);
+        assert_eq!(run(base(), &pairs, true), expected, "{model}: alone");
+        let small = EngineOptions { batch_tokens: Some(150), ..base() };
+        assert_eq!(run(small, &pairs, false), expected, "{model}: in small batches");
+        let reversed: Vec<_> = pairs.iter().rev().cloned().collect();
+        let mut got = run(base(), &reversed, false);
+        got.reverse();
+        assert_eq!(got, expected, "{model}: in reverse");
+        let launched = EngineOptions { graphs: false, ..base() };
+        assert_eq!(run(launched, &pairs, false), expected, "{model}: without graphs");
+        if is_deep {
+            let unshared = EngineOptions { prefix_sharing: false, ..base() };
+            assert_eq!(run(unshared, &pairs, false), expected, "{model}: without prefix sharing");
+        }
+    }
+}
+
+/// Half the token budget as often as it takes, said once; the scores stay.
+#[test]
+fn too_little_memory_makes_smaller_batches() {
+    let Some(emulator) = emulator() else { return };
+    let case = case("minicpm_layerwise", None);
+    let open = |memory_bytes| {
+        let device = Device::Emulator(EmulatorOptions { memory_bytes, ..emulator.clone() });
+        let options = EngineOptions { device, dtype: Dtype::F16, ..EngineOptions::default() };
+        Engine::open(path("minicpm_layerwise"), &options)
+    };
+    let plenty = open(u64::MAX).unwrap();
+    let expected = scores(&plenty, &case);
+    assert!(plenty.take_warnings().is_empty());
+    let little = open(12 << 20).unwrap();
+    assert_eq!(scores(&little, &case), expected);
+    assert_eq!(scores(&little, &case), expected);
+    let warnings = little.take_warnings();
+    let [Warning::BatchTokensLowered { from: 16384, to }] = warnings[..] else { panic!("{warnings:?}") };
+    assert!(to <= 8192, "{to}");
+    assert!(little.take_warnings().is_empty());
+    // Nothing fits: an error with numbers.
+    let error = open(64 << 10).err().unwrap().to_string();
+    assert!(error.contains("out of device memory") && error.contains("65536"), "{error}");
+}
+
+/// A copy of the model on each of several devices, one queue of work, the scores of one device.
+#[test]
+fn several_devices_share_the_work() {
+    let Some(emulator) = emulator() else { return };
+    for model in ["xlmr_m3", "gemma"] {
+        let case = case(model, None);
+        let run = |num_devices| {
+            let device = Device::Emulator(EmulatorOptions { num_devices, ..emulator.clone() });
+            let options = EngineOptions {
+                device,
+                dtype: Dtype::BF16,
+                batch_tokens: Some(200),
+                ..EngineOptions::default()
+            };
+            let engine = Engine::open(path(model), &options).unwrap();
+            assert_eq!(engine.device().devices.len(), num_devices);
+            scores(&engine, &case)
+        };
+        assert_eq!(run(3), run(1), "{model}");
+    }
+}
+
+/// Weights go to the device when a run first needs them: a deeper cutoff brings more.
+#[test]
+fn layers_are_uploaded_as_far_as_a_run_goes() {
+    let Some(device) = device() else { return };
+    let engine = open("minicpm_layerwise", device, Dtype::BF16);
+    let case = case("minicpm_layerwise", None);
+    for cutoff in [2, 5] {
+        let cutoff_layers = Some(engine.cutoffs(&[cutoff]).unwrap());
+        let options = ScoreOptions { cutoff_layers, ..case.options.clone() };
+        engine.score(&case.pairs[..1], &options).unwrap().pop().unwrap().unwrap();
+        assert_eq!(engine.layers_loaded(), cutoff);
+    }
+}
+
+/// Several threads with one engine: a GPU takes them one after the other.
+#[test]
+fn calls_from_several_threads_have_their_own_scores() {
+    let Some(device) = device() else { return };
+    let engine = open("xlmr_m3", device, Dtype::F16);
+    let case = case("xlmr_m3", None);
+    let expected = scores(&engine, &case);
+    let run = &|pairs: &[(String, String)]| -> Vec<f64> {
+        engine.score(pairs, &case.options).unwrap().into_iter().map(|score| score.unwrap().score).collect()
+    };
+    std::thread::scope(|scope| {
+        let (first, rest) = case.pairs.split_at(7);
+        let threads = [first, rest].map(|pairs| scope.spawn(move || run(pairs)));
+        let got = threads.map(|thread| thread.join().unwrap()).concat();
+        assert_eq!(got, expected);
+    });
+}
+
+/// A real checkpoint: what comes first, second and so on among ten is what the CPU's f32 puts there.
+///
+/// On a GPU all lists; the emulator, which takes some ten seconds for each, a few, or all if `OUTCROP_EXHAUSTIVE` is set.
+#[test]
+fn the_real_models_top_10_are_in_the_same_order() {
+    let (Some(device), Some(dir)) = (device(), crate::minilm::minilm_dir()) else { return };
+    let lists = std::fs::read_to_string(path("rankings.jsonl")).unwrap();
+    let lists: Vec<serde_json::Value> =
+        lists.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let all = matches!(device, Device::Cuda(_)) || std::env::var_os("OUTCROP_EXHAUSTIVE").is_some();
+    let few = if all { lists.len() } else { 4 };
+    let open = |device, dtype| {
+        Engine::open(&dir, &EngineOptions { device, dtype, ..EngineOptions::default() }).unwrap()
+    };
+    let engines = [Dtype::F16, Dtype::BF16].map(|dtype| open(device.clone(), dtype));
+    let cpu = open(Device::Cpu, Dtype::F32);
+    for list in &lists[..few] {
+        let query = list["query"].as_str().unwrap();
+        let passages: Vec<&str> =
+            list["passages"].as_array().unwrap().iter().map(|p| p.as_str().unwrap()).collect();
+        let top = |engine: &Engine| -> Vec<usize> {
+            let ranking = engine.rerank(query, &passages, &ScoreOptions::default()).unwrap();
+            ranking.results.iter().take(10).map(|ranked| ranked.index).collect()
+        };
+        let expected = top(&cpu);
+        for (engine, dtype) in engines.iter().zip(["f16", "bf16"]) {
+            assert_eq!(top(engine), expected, "{dtype}: {query}");
+        }
+    }
+}
