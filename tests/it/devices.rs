@@ -324,6 +324,9 @@ fn calls_from_several_threads_have_their_own_scores() {
 
 /// A real checkpoint: what comes first, second and so on among ten is what the CPU's f32 puts there.
 ///
+/// In f16 always. In bf16, rounding the weights alone changes two of the thirty lists, and the reference in bf16 three
+/// (benches/results/NOTES.md): there passages may change places that f32 holds less than [`BF16_TIE`] apart, and no others.
+///
 /// On a GPU all lists; the emulator, which takes some ten seconds for each, a few, or all if `OUTCROP_EXHAUSTIVE` is set.
 #[test]
 fn the_real_models_top_10_are_in_the_same_order() {
@@ -342,13 +345,20 @@ fn the_real_models_top_10_are_in_the_same_order() {
         let query = list["query"].as_str().unwrap();
         let passages: Vec<&str> =
             list["passages"].as_array().unwrap().iter().map(|p| p.as_str().unwrap()).collect();
-        let top = |engine: &Engine| -> Vec<usize> {
+        let top = |engine: &Engine| -> Vec<(usize, f64)> {
             let ranking = engine.rerank(query, &passages, &ScoreOptions::default()).unwrap();
-            ranking.results.iter().take(10).map(|ranked| ranked.index).collect()
+            ranking.results.iter().take(10).map(|ranked| (ranked.index, ranked.score)).collect()
         };
-        let expected = top(&cpu);
-        for (engine, dtype) in engines.iter().zip(["f16", "bf16"]) {
-            assert_eq!(top(engine), expected, "{dtype}: {query}");
+        let exact = top(&cpu);
+        for (engine, (dtype, tie)) in engines.iter().zip([("f16", 0.0), ("bf16", BF16_TIE)]) {
+            let exact_score = |index| exact.iter().find(|(i, _)| *i == index).map(|(_, score)| *score);
+            for ((index, _), (expected, score)) in top(engine).into_iter().zip(&exact) {
+                let is_tie = exact_score(index).is_some_and(|other| (other - score).abs() < tie);
+                assert!(index == *expected || is_tie, "{dtype}: {index} in the place of {expected}: {query}");
+            }
         }
     }
 }
+
+/// Cosines closer than this are a tie in bf16: a quarter of its unit, 2^-9.
+const BF16_TIE: f64 = 1.0 / 2048.0;
