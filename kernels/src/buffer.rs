@@ -160,7 +160,7 @@ impl Buffer {
     /// The buffer, if it is on `device`.
     pub(crate) fn on(&self, device: &Arc<Device>) -> Result<&DeviceBuffer, Error> {
         match self {
-            Self::Device(buffer) if Arc::ptr_eq(buffer.device(), device) => Ok(buffer),
+            Self::Device(buffer) if buffer.is_on(device) => Ok(buffer),
             _ => Err(DeviceError::OtherDevice { operand: "buffer" }.into()),
         }
     }
@@ -212,6 +212,10 @@ impl DeviceBuffer {
 
     fn device(&self) -> &Arc<Device> {
         self.allocation.device()
+    }
+
+    pub(crate) fn is_on(&self, device: &Arc<Device>) -> bool {
+        Arc::ptr_eq(self.device(), device)
     }
 
     /// Where the elements are.

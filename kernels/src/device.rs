@@ -18,8 +18,6 @@ const STAGING_BYTES: usize = 32 << 20;
 const ALIGNMENT: usize = 256;
 /// Runs kernels one at a time, so that a failure is that of the kernel named.
 const SYNCHRONOUS_VARIABLE: &str = "OUTCROP_SYNCHRONOUS";
-/// Kernels that an error names at most.
-const NAMED_MAX: usize = 8;
 
 /// One GPU with one stream: what is submitted runs in the order of submission.
 pub(crate) struct Device {
@@ -141,7 +139,7 @@ impl Device {
             .collect();
         // The last part is not rounded up: a kernel that leaves it leaves the allocation, where tools see it.
         let total = offsets.last().zip(lengths.last()).map_or(0, |(offset, len)| offset + len);
-        let address = self.driver.allocate(total)?;
+        let address = self.driver.allocate(total).map_err(|error| self.name_kernels(error, &[]))?;
         let allocation = Arc::new(Allocation { device: Arc::clone(self), address });
         Ok((allocation, offsets.into_iter().map(|offset| address + offset as u64).collect()))
     }
@@ -160,7 +158,8 @@ impl Device {
             // SAFETY: `len` bytes are there on both sides, and staging memory is no slice of ours.
             unsafe { part.copy_from_nonoverlapping(bytes[done..].as_ptr(), len) };
             // SAFETY: what lies before `used` stays as it is until the stream has been waited for.
-            unsafe { self.driver.copy_to_device(address + done as u64, part, len)? };
+            unsafe { self.driver.copy_to_device(address + done as u64, part, len) }
+                .map_err(|error| self.name_kernels(error, &[]))?;
             staging.used += len;
             done += len;
         }
@@ -176,8 +175,9 @@ impl Device {
         for (i, part) in bytes.chunks_mut(STAGING_BYTES).enumerate() {
             // SAFETY: a part fits the staging memory, which nobody else uses: its lock is held, and the stream has been waited for.
             unsafe {
-                self.driver.copy_to_host(staging.memory, address + (i * STAGING_BYTES) as u64, part.len())?;
+                self.driver.copy_to_host(staging.memory, address + (i * STAGING_BYTES) as u64, part.len())
             }
+            .map_err(|error| self.name_kernels(error, &[]))?;
             self.synchronize_locked(&mut staging)?;
             // SAFETY: as above, and the copy is done.
             unsafe { part.as_mut_ptr().copy_from_nonoverlapping(staging.memory, part.len()) };
@@ -191,10 +191,11 @@ impl Device {
     }
 
     fn synchronize_locked(&self, staging: &mut Staging) -> Result<(), Error> {
-        let done = self.driver.synchronize().map_err(|error| self.name_kernels(error));
+        // Of a device that is lost later calls name the same kernels.
+        self.driver.synchronize().map_err(|error| self.name_kernels(error, &[]))?;
         staging.used = 0;
         lock(&self.under_way).clear();
-        done
+        Ok(())
     }
 
     /// Loads `instance`, compiled if need be.
@@ -229,7 +230,8 @@ impl Device {
         }
         #[cfg(test)]
         crate::launched::note(&instance.name);
-        let Loaded { function, .. } = self.function(instance)?;
+        let Loaded { function, .. } =
+            self.function(instance).map_err(|error| self.name_kernels(error, &[]))?;
         let resident = self.properties.num_sms * instance.blocks_per_sm;
         let launch = Launch {
             function,
@@ -247,19 +249,26 @@ impl Device {
             return Ok(());
         }
         note(&mut lock(&self.under_way), &instance.name);
-        self.driver.launch(&launch).map_err(|error| self.name_kernels(error))?;
+        let refused = |error| self.name_kernels(error, std::slice::from_ref(&instance.name));
+        self.driver.launch(&launch).map_err(refused)?;
         if self.is_synchronous { self.synchronize() } else { Ok(()) }
     }
 
-    /// Names the kernels that were under way in the error of a device that was lost under them.
-    fn name_kernels(&self, error: Error) -> Error {
+    /// Whether kernels run one at a time. What is recorded does not.
+    pub(crate) fn is_synchronous(&self) -> bool {
+        self.is_synchronous
+    }
+
+    /// Names kernels in the driver's errors: those under way on a device that is lost, and `launched` where it refused these.
+    fn name_kernels(&self, error: Error, launched: &[String]) -> Error {
         let Error::Device(device_error) = error else { return error };
         match *device_error {
-            DeviceError::Lost { call, code, text, .. } => {
-                let mut launched = lock(&self.under_way).clone();
-                launched.dedup();
-                launched.truncate(NAMED_MAX);
-                DeviceError::Lost { call, code, text, launched }.into()
+            DeviceError::Lost { device, call, code, text, .. } => {
+                let kernels = lock(&self.under_way).clone();
+                DeviceError::Lost { device, call, code, text, kernels }.into()
+            }
+            DeviceError::Driver { call, code, text } if !launched.is_empty() => {
+                DeviceError::Launch { kernels: launched.to_vec(), call, code, text }.into()
             }
             other => other.into(),
         }
@@ -273,12 +282,13 @@ impl Device {
         let recorder = lock(&self.recording).take();
         done?;
         let (launches, kernels) = recorder.map(|r| (r.launches, r.kernels)).unwrap_or_default();
-        Ok(Recording { graph: self.driver.instantiate(launches)?, kernels })
+        let graph = self.driver.instantiate(launches).map_err(|error| self.name_kernels(error, &kernels))?;
+        Ok(Recording { graph, kernels })
     }
 
     fn replay(&self, recording: &Recording) -> Result<(), Error> {
         recording.kernels.iter().for_each(|kernel| note(&mut lock(&self.under_way), kernel));
-        self.driver.replay(&recording.graph).map_err(|error| self.name_kernels(error))
+        self.driver.replay(&recording.graph).map_err(|error| self.name_kernels(error, &recording.kernels))
     }
 
     /// Milliseconds that `work` takes on the device.

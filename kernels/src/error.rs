@@ -30,6 +30,16 @@ pub enum Error {
         /// The value given.
         found: usize,
     },
+    /// A factor or a bound that is no number above 0.
+    #[error("{kernel}: {parameter} is {found}, expected a finite number above 0")]
+    NotPositive {
+        /// Kernel folder name.
+        kernel: &'static str,
+        /// Parameter name as in the contract.
+        parameter: &'static str,
+        /// The value given.
+        found: f32,
+    },
     /// An index points outside the table it selects from.
     #[error("{kernel}: {table} index {index} at position {position}, but the table has {rows} rows")]
     IndexOutOfRange {
@@ -153,10 +163,10 @@ pub enum DeviceError {
         source: std::io::Error,
     },
     /// Not enough device memory.
-    #[error("out of device memory: {requested} bytes asked for, {free} of {total} free")]
+    #[error("out of device memory: {} asked for, {free} of {total} free", bytes(*requested))]
     OutOfMemory {
-        /// Bytes asked for.
-        requested: u64,
+        /// Bytes asked for; `None` where the driver wanted some for itself.
+        requested: Option<u64>,
         /// Bytes free.
         free: u64,
         /// Bytes in all.
@@ -172,13 +182,32 @@ pub enum DeviceError {
         /// Its explanation.
         text: String,
     },
+    /// A launch, or a sequence of them, that the driver refused.
+    #[error(
+        "{} cannot be launched: {call} reported {code} ({text}); `outcrop doctor` shows what kernels take of a device{}",
+        one_of(kernels),
+        if kernels.len() > 1 { ", `--no-graphs` names the one" } else { "" }
+    )]
+    Launch {
+        /// The kernel, or those of the sequence.
+        kernels: Vec<String>,
+        /// The call.
+        call: &'static str,
+        /// Name of the driver's code.
+        code: String,
+        /// Its explanation.
+        text: String,
+    },
     /// The device has stopped: nothing on it works any more in this process.
     #[error(
-        "the CUDA device is lost: {call} reported {code} ({text}){}; restart the process, and if it happens again, run with \
+        "CUDA device {device} is lost: {call} reported {code} ({text}){}{}; restart the process, and if it happens again, run with \
          OUTCROP_SYNCHRONOUS=1, which names the kernel",
-        among(launched)
+        if kernels.is_empty() { "" } else { " in " },
+        one_of(kernels)
     )]
     Lost {
+        /// Its number.
+        device: usize,
         /// The call that reported it.
         call: &'static str,
         /// Name of the driver's code.
@@ -186,7 +215,7 @@ pub enum DeviceError {
         /// Its explanation.
         text: String,
         /// Kernels that were under way: one of them failed.
-        launched: Vec<String>,
+        kernels: Vec<String>,
     },
     /// The emulator found a kernel at fault.
     #[error("{kernel}: {fault}")]
@@ -233,12 +262,20 @@ fn listed(reasons: &[String]) -> String {
     reasons.iter().map(|reason| format!("\n  {reason}")).collect()
 }
 
-fn among(kernels: &[String]) -> String {
+/// Kernels that an error names at most.
+const NAMED_MAX: usize = 8;
+
+fn one_of(kernels: &[String]) -> String {
     match kernels {
         [] => String::new(),
-        [one] => format!(" in {one}"),
-        several => format!(" in one of {}", several.join(", ")),
+        [one] => one.clone(),
+        several if several.len() <= NAMED_MAX => format!("one of {}", several.join(", ")),
+        many => format!("one of {} and {} more", many[..NAMED_MAX].join(", "), many.len() - NAMED_MAX),
     }
+}
+
+fn bytes(requested: Option<u64>) -> String {
+    requested.map_or_else(|| "some".to_owned(), |bytes| format!("{bytes} bytes"))
 }
 
 /// Checks that every index points into a table of `rows` rows.
@@ -253,6 +290,16 @@ pub(crate) fn check_indices(
             Err(Error::IndexOutOfRange { kernel, table, index: indices[position], position, rows })
         }
         None => Ok(()),
+    }
+}
+
+/// Checks a factor or a bound against the contract.
+pub(crate) fn check_positive(kernel: &'static str, parameter: &'static str, found: f32) -> Result<(), Error> {
+    // Written so that a NaN is refused.
+    if found > 0.0 && found.is_finite() {
+        Ok(())
+    } else {
+        Err(Error::NotPositive { kernel, parameter, found })
     }
 }
 

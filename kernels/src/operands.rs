@@ -3,6 +3,7 @@
 
 use crate::buffer::DeviceBuffer;
 use crate::error::DeviceError;
+use crate::gemm::Matrix;
 use crate::stream::CudaStream;
 use crate::{Buffer, ElementType, Error, Indices, Spans, Table};
 
@@ -37,9 +38,22 @@ impl Operands<'_> {
         buffer.on(self.stream.device()).map_err(|_| elsewhere(name))
     }
 
+    /// The weights of a product.
+    pub(crate) fn matrix<'a>(
+        self,
+        name: &'static str,
+        matrix: &'a Matrix,
+    ) -> Result<&'a DeviceBuffer, Error> {
+        let weights = matrix.device_rows().filter(|rows| rows.is_on(self.stream.device()));
+        let weights = weights.ok_or_else(|| elsewhere(name))?;
+        self.check_type(name, weights, self.stream.operand_type())?;
+        Ok(weights)
+    }
+
     /// A table of any type.
     pub(crate) fn table<'a>(self, name: &'static str, table: Table<'a>) -> Result<&'a DeviceBuffer, Error> {
-        Ok(table.resident().map_err(|_| elsewhere(name))?.elements())
+        let elements = table.resident().map_err(|_| elsewhere(name))?.elements();
+        if elements.is_on(self.stream.device()) { Ok(elements) } else { Err(elsewhere(name)) }
     }
 
     /// The address of a table of the operand type.

@@ -141,7 +141,9 @@ impl<K: std::hash::Hash + Eq> Graphs<K> {
         work: impl FnOnce() -> Result<(), E>,
     ) -> Result<(), E> {
         match stream {
-            Stream::Cuda(cuda) if self.is_enabled => self.recordings.run(&cuda.device, key, work),
+            Stream::Cuda(cuda) if self.is_enabled && !cuda.device.is_synchronous() => {
+                self.recordings.run(&cuda.device, key, work)
+            }
             _ => work(),
         }
     }

@@ -401,6 +401,9 @@ fn operands_that_the_kernels_do_not_take_are_refused() {
     let [q, k, v] = [rows(0), rows(64), rows(128)];
     let result = attention(&stream, &mut full(256), q, k, v, listed, p);
     assert!(matches!(result, Err(Error::Parameter { parameter: "out", .. })));
+    let uncapped = AttentionParams { softcap: Some(0.0), ..p };
+    let result = attention(&stream, &mut operand(256), q, k, v, listed, uncapped);
+    assert!(matches!(result, Err(Error::NotPositive { parameter: "softcap", .. })), "{result:?}");
     // A list that was never sent.
     let result = attention(&stream, &mut operand(256), q, k, v, Spans::from(spans.as_slice()), p);
     assert!(matches!(result, Err(Error::Device(_))), "{result:?}");

@@ -16,7 +16,7 @@
 //! last positions, one after the other, so the last query sees the last key (with [`Mask::Full`] positions do not matter). Query
 //! head `h` reads key/value head `h / (num_heads / num_kv_heads)`.
 //!
-//! Limits: `16 <= head_dim <= 256`, a multiple of 8; `softmax_scale` and `softcap` above 0; spans in ascending order of their
+//! Limits: `16 <= head_dim <= 256`, a multiple of 8; `softmax_scale` and `softcap` above 0 and finite; spans in ascending order of their
 //! queries, without overlap.
 //! Memory: one score tile of 64 × 256 per thread; never a whole row of scores.
 //!
@@ -51,7 +51,7 @@ pub(crate) use self::cuda::instances;
 
 use std::ops::Range;
 
-use crate::error::check_length;
+use crate::error::{check_length, check_positive};
 use crate::{Buffer, Cost, Error, Spans, Stream};
 
 /// Columns `column .. column + num_heads * head_dim` of a row-major matrix with rows of `stride` elements.
@@ -125,6 +125,8 @@ pub fn attention(
     if mask == Mask::Window(0) {
         return invalid("mask", "a window of at least 1", 0);
     }
+    check_positive("attention", "softmax_scale", params.softmax_scale)?;
+    params.softcap.map_or(Ok(()), |softcap| check_positive("attention", "softcap", softcap))?;
     let (mut num_queries, mut num_keys) = (0, 0);
     for (i, span) in spans.host().iter().enumerate() {
         if span.queries.start < num_queries || span.queries.end < span.queries.start {

@@ -260,6 +260,7 @@ fn what_the_contract_excludes_is_refused() {
     let refused = |result: Result<(), Error>, name: &str| match result {
         Err(Error::Parameter { parameter, .. }) => assert_eq!(parameter, name),
         Err(Error::Length { operand, .. }) => assert_eq!(operand, name),
+        Err(Error::NotPositive { parameter, .. }) => assert_eq!(parameter, name),
         other => panic!("{name}: {other:?}"),
     };
     for head_dim in [8, 20, 264] {
@@ -269,6 +270,11 @@ fn what_the_contract_excludes_is_refused() {
     refused(run(&mut out, v, &whole, AttentionParams { num_kv_heads: 0, ..p }), "num_kv_heads");
     refused(run(&mut out, v, &whole, AttentionParams { num_heads: 3, num_kv_heads: 2, ..p }), "num_kv_heads");
     refused(run(&mut out, v, &whole, AttentionParams { mask: Mask::Window(0), ..p }), "mask");
+    for wrong in [0.0, -1.0, f32::INFINITY, f32::NAN] {
+        let scaled = AttentionParams { softmax_scale: wrong, ..p };
+        refused(run(&mut out, v, &whole, scaled), "softmax_scale");
+        refused(run(&mut out, v, &whole, AttentionParams { softcap: Some(wrong), ..p }), "softcap");
+    }
     refused(run(&mut out, v, &[Span::whole(0..3), Span::whole(2..4)], p), "spans");
     let span = |keys| Span { queries: 0..4, prefix: 0..0, keys };
     refused(run(&mut out, v, &[span(2..2)], p), "spans");

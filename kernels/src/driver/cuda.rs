@@ -1,21 +1,22 @@
-//! NVIDIA's driver, through cudarc's lazily loaded bindings. One context and one stream per device.
+//! NVIDIA's driver: one context and one stream per device.
 
-use std::ffi::{CString, c_void};
+use std::ffi::{CStr, CString, c_int, c_void};
 use std::ptr;
 
-use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
-use libloading::Library;
 
+use super::functions::{Code, Functions};
 use super::{Launch, Properties, Resources};
 use crate::Error;
 use crate::error::DeviceError;
-use crate::nvrtc::loader_reason;
 
 pub(crate) struct Cuda {
+    cu: &'static Functions,
     context: sys::CUcontext,
     stream: sys::CUstream,
     device: sys::CUdevice,
+    /// For errors.
+    ordinal: usize,
 }
 
 // SAFETY: the driver's handles may be used from any thread; every call makes the context current on its thread first.
@@ -31,7 +32,7 @@ unsafe impl Send for Function {}
 // SAFETY: as for `Send`.
 unsafe impl Sync for Function {}
 
-pub(crate) struct Graph(sys::CUgraphExec);
+pub(crate) struct Graph(&'static Functions, sys::CUgraphExec);
 
 // SAFETY: a handle, as above.
 unsafe impl Send for Graph {}
@@ -39,11 +40,11 @@ unsafe impl Send for Graph {}
 impl Drop for Graph {
     fn drop(&mut self) {
         // SAFETY: the handle is ours. A graph in flight is destroyed by the driver when it is done.
-        let _ = unsafe { result::graph::exec_destroy(self.0) };
+        let _ = unsafe { (self.0.cuGraphExecDestroy)(self.1) };
     }
 }
 
-pub(crate) struct Event(sys::CUevent);
+pub(crate) struct Event(&'static Functions, sys::CUevent);
 
 // SAFETY: a handle, as above.
 unsafe impl Send for Event {}
@@ -51,156 +52,102 @@ unsafe impl Send for Event {}
 impl Drop for Event {
     fn drop(&mut self) {
         // SAFETY: the handle is ours.
-        let _ = unsafe { result::event::destroy(self.0) };
+        let _ = unsafe { (self.0.cuEventDestroy_v2)(self.1) };
     }
 }
 
-/// Every function of the driver that is called here, also by cudarc for us: it panics where it looks one up in vain.
-const FUNCTIONS: &[&str] = &[
-    "cuInit",
-    "cuDriverGetVersion",
-    "cuGetErrorName",
-    "cuGetErrorString",
-    "cuDeviceGet",
-    "cuDeviceGetAttribute",
-    "cuDeviceGetCount",
-    "cuDeviceGetName",
-    "cuDeviceTotalMem_v2",
-    "cuDevicePrimaryCtxRetain",
-    "cuDevicePrimaryCtxRelease_v2",
-    "cuCtxSetCurrent",
-    "cuMemAlloc_v2",
-    "cuMemFree_v2",
-    "cuMemGetInfo_v2",
-    "cuMemHostAlloc",
-    "cuMemFreeHost",
-    "cuMemcpyHtoDAsync_v2",
-    "cuMemcpyDtoHAsync_v2",
-    "cuModuleLoadData",
-    "cuModuleGetFunction",
-    "cuFuncGetAttribute",
-    "cuFuncSetAttribute",
-    "cuLaunchKernel",
-    "cuStreamCreate",
-    "cuStreamDestroy_v2",
-    "cuStreamSynchronize",
-    "cuEventCreate",
-    "cuEventRecord",
-    "cuEventElapsedTime",
-    "cuEventDestroy_v2",
-    "cuGraphCreate",
-    "cuGraphAddKernelNode_v2",
-    "cuGraphInstantiateWithFlags",
-    "cuGraphLaunch",
-    "cuGraphDestroy",
-    "cuGraphExecDestroy",
-];
+const NO_DEVICE: Code = sys::CUresult::CUDA_ERROR_NO_DEVICE as Code;
+const OUT_OF_MEMORY: Code = sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY as Code;
+
+/// What leaves a context unusable: every call after it answers the same.
+const LOST: [sys::CUresult; 18] = {
+    use sys::CUresult::*;
+    [
+        CUDA_ERROR_DEINITIALIZED,
+        CUDA_ERROR_ECC_UNCORRECTABLE,
+        CUDA_ERROR_NVLINK_UNCORRECTABLE,
+        CUDA_ERROR_CONTAINED,
+        CUDA_ERROR_ILLEGAL_ADDRESS,
+        CUDA_ERROR_LAUNCH_TIMEOUT,
+        CUDA_ERROR_CONTEXT_IS_DESTROYED,
+        CUDA_ERROR_ASSERT,
+        CUDA_ERROR_HARDWARE_STACK_ERROR,
+        CUDA_ERROR_ILLEGAL_INSTRUCTION,
+        CUDA_ERROR_MISALIGNED_ADDRESS,
+        CUDA_ERROR_INVALID_ADDRESS_SPACE,
+        CUDA_ERROR_INVALID_PC,
+        CUDA_ERROR_LAUNCH_FAILED,
+        CUDA_ERROR_TENSOR_MEMORY_LEAK,
+        CUDA_ERROR_MPS_CLIENT_TERMINATED,
+        CUDA_ERROR_EXTERNAL_DEVICE,
+        CUDA_ERROR_UNKNOWN,
+    ]
+};
 
 /// The devices that the driver sees, at least one.
 pub(super) fn devices() -> Result<Vec<Properties>, Error> {
-    load()?;
-    result::init().map_err(|error| match error.0 {
-        sys::CUresult::CUDA_ERROR_NO_DEVICE => DeviceError::NoDevices,
-        _ => DeviceError::DriverRefused { code: name(error), text: text(error) },
-    })?;
-    let count = result::device::get_count().map_err(|error| failed("cuDeviceGetCount", error))?;
-    if count == 0 {
+    let cu = Functions::load()?;
+    // SAFETY: may be called at any time, again and again.
+    match unsafe { (cu.cuInit)(0) } {
+        0 => {}
+        NO_DEVICE => return Err(DeviceError::NoDevices.into()),
+        code => {
+            let (code, text) = cu.describe(code);
+            return Err(DeviceError::DriverRefused { code, text }.into());
+        }
+    }
+    let mut count = 0;
+    // SAFETY: `count` outlives the call.
+    cu.check("cuDeviceGetCount", unsafe { (cu.cuDeviceGetCount)(&raw mut count) })?;
+    if count <= 0 {
         return Err(DeviceError::NoDevices.into());
     }
-    (0..count).map(|ordinal| properties(device(ordinal)?)).collect()
+    (0..count).map(|ordinal| properties(cu, device(cu, ordinal)?)).collect()
 }
 
 /// The CUDA version that the driver speaks, whether or not it finds a device.
 pub(super) fn version() -> Result<(u32, u32), Error> {
-    load()?;
+    let cu = Functions::load()?;
     let mut version = 0;
     // SAFETY: needs no initialised driver; `version` outlives the call.
-    unsafe { sys::cuDriverGetVersion(&raw mut version) }
-        .result()
-        .map_err(|error| failed("cuDriverGetVersion", error))?;
+    cu.check("cuDriverGetVersion", unsafe { (cu.cuDriverGetVersion)(&raw mut version) })?;
     let version = version.unsigned_abs();
     Ok((version / 1000, version % 1000 / 10))
 }
 
-/// Finds the driver. Afterwards every function of it may be called.
-fn load() -> Result<(), Error> {
-    // SAFETY: opens and closes the driver's library, whose initialisation is sound.
-    if !unsafe { sys::is_culib_present() } {
-        // SAFETY: as above. Under this name it has just failed too, and now says why.
-        let reason = match unsafe { Library::new("libcuda.so.1") } {
-            Err(error) => loader_reason(&error),
-            Ok(_) => String::new(),
-        };
-        return Err(DeviceError::NoDriver { reason }.into());
-    }
-    // SAFETY: the library is there.
-    let library = unsafe { sys::culib() };
-    // SAFETY: the functions are looked up and not called.
-    let is_missing = |name: &&str| unsafe { library.get::<unsafe extern "C" fn()>(name.as_bytes()) }.is_err();
-    match FUNCTIONS.iter().copied().find(is_missing) {
-        Some(function) => Err(DeviceError::OldDriver { function }.into()),
-        None => Ok(()),
-    }
+fn device(cu: &Functions, ordinal: c_int) -> Result<sys::CUdevice, Error> {
+    let mut device = 0;
+    // SAFETY: `device` outlives the call.
+    cu.check("cuDeviceGet", unsafe { (cu.cuDeviceGet)(&raw mut device, ordinal) })?;
+    Ok(device)
 }
 
-fn device(ordinal: i32) -> Result<sys::CUdevice, Error> {
-    result::device::get(ordinal).map_err(|error| failed("cuDeviceGet", error))
-}
-
-fn properties(device: sys::CUdevice) -> Result<Properties, Error> {
+fn properties(cu: &Functions, device: sys::CUdevice) -> Result<Properties, Error> {
     use sys::CUdevice_attribute_enum as Attribute;
     let attribute = |attribute| {
-        // SAFETY: `device` is valid.
-        let value = unsafe { result::device::get_attribute(device, attribute) };
-        value.map(i32::unsigned_abs).map_err(|error| failed("cuDeviceGetAttribute", error))
+        let mut value = 0;
+        // SAFETY: `device` is valid; `value` outlives the call.
+        let code = unsafe { (cu.cuDeviceGetAttribute)(&raw mut value, attribute, device) };
+        cu.check("cuDeviceGetAttribute", code).map(|()| value.unsigned_abs())
     };
+    // The driver ends what it has to cut off with a zero too.
+    let mut name = [0; 256];
+    // SAFETY: `device` is valid, and there is room for as many bytes as are named.
+    cu.check("cuDeviceGetName", unsafe { (cu.cuDeviceGetName)(name.as_mut_ptr().cast(), 256, device) })?;
+    let mut memory_bytes = 0;
+    // SAFETY: `device` is valid; `memory_bytes` outlives the call.
+    cu.check("cuDeviceTotalMem", unsafe { (cu.cuDeviceTotalMem_v2)(&raw mut memory_bytes, device) })?;
     Ok(Properties {
-        name: result::device::get_name(device).map_err(|error| failed("cuDeviceGetName", error))?,
+        name: CStr::from_bytes_until_nul(&name).unwrap_or_default().to_string_lossy().into_owned(),
         compute_capability: (
             attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
             attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
         ),
         num_sms: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
         shared_bytes_max: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
-        // SAFETY: `device` is valid.
-        memory_bytes: unsafe { result::device::total_mem(device) }
-            .map_err(|error| failed("cuDeviceTotalMem", error))? as u64,
+        memory_bytes: memory_bytes as u64,
         driver_version: version()?,
     })
-}
-
-fn name(error: DriverError) -> String {
-    error.error_name().map_or_else(|_| format!("{:?}", error.0), |name| name.to_string_lossy().into_owned())
-}
-
-fn text(error: DriverError) -> String {
-    error.error_string().map_or_else(|_| String::new(), |text| text.to_string_lossy().into_owned())
-}
-
-/// The error of one call. What leaves the context unusable is told apart: nothing on this device works any more.
-fn failed(call: &'static str, error: DriverError) -> Error {
-    use sys::CUresult as Code;
-    let (code, text) = (name(error), text(error));
-    let is_lost = matches!(
-        error.0,
-        Code::CUDA_ERROR_ILLEGAL_ADDRESS
-            | Code::CUDA_ERROR_LAUNCH_FAILED
-            | Code::CUDA_ERROR_LAUNCH_TIMEOUT
-            | Code::CUDA_ERROR_MISALIGNED_ADDRESS
-            | Code::CUDA_ERROR_ILLEGAL_INSTRUCTION
-            | Code::CUDA_ERROR_INVALID_ADDRESS_SPACE
-            | Code::CUDA_ERROR_INVALID_PC
-            | Code::CUDA_ERROR_HARDWARE_STACK_ERROR
-            | Code::CUDA_ERROR_ECC_UNCORRECTABLE
-            | Code::CUDA_ERROR_CONTEXT_IS_DESTROYED
-            | Code::CUDA_ERROR_DEINITIALIZED
-            | Code::CUDA_ERROR_UNKNOWN
-            | Code::CUDA_ERROR_ASSERT
-    );
-    match is_lost {
-        true => DeviceError::Lost { call, code, text, launched: Vec::new() }.into(),
-        false => DeviceError::Driver { call, code, text }.into(),
-    }
 }
 
 impl Cuda {
@@ -213,55 +160,74 @@ impl Cuda {
             let compute_capability = properties.compute_capability;
             return Err(DeviceError::TooOld { name: properties.name, compute_capability }.into());
         }
-        let device = device(i32::try_from(ordinal).unwrap_or(i32::MAX))?;
-        // SAFETY: `device` is valid; the context is released when this is dropped.
-        let context = unsafe { result::primary_ctx::retain(device) }
-            .map_err(|error| failed("cuDevicePrimaryCtxRetain", error))?;
-        // SAFETY: the context was just retained.
-        unsafe { result::ctx::set_current(context) }.map_err(|error| failed("cuCtxSetCurrent", error))?;
-        let stream = result::stream::create(result::stream::StreamKind::NonBlocking)
-            .map_err(|error| failed("cuStreamCreate", error))?;
-        Ok((Self { context, stream, device }, properties))
+        let cu = Functions::load()?;
+        let device = device(cu, c_int::try_from(ordinal).unwrap_or(c_int::MAX))?;
+        let mut context = ptr::null_mut();
+        // SAFETY: `device` is valid, `context` outlives the call; it is released when this is dropped.
+        let code = unsafe { (cu.cuDevicePrimaryCtxRetain)(&raw mut context, device) };
+        cu.check("cuDevicePrimaryCtxRetain", code)?;
+        let mut cuda = Self { cu, context, stream: ptr::null_mut(), device, ordinal };
+        cuda.enter()?;
+        let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
+        // SAFETY: the handle outlives the call.
+        let code = unsafe { (cu.cuStreamCreate)(&raw mut cuda.stream, flags) };
+        cuda.check("cuStreamCreate", code)?;
+        Ok((cuda, properties))
+    }
+
+    /// The error of a call that failed. What can be helped, too little memory, is told apart, and what cannot.
+    fn check(&self, call: &'static str, code: Code) -> Result<(), Error> {
+        match code {
+            OUT_OF_MEMORY => Err(self.out_of_memory(None)),
+            code if LOST.iter().any(|lost| *lost as Code == code) => {
+                let (device, (code, text)) = (self.ordinal, self.cu.describe(code));
+                Err(DeviceError::Lost { device, call, code, text, kernels: Vec::new() }.into())
+            }
+            code => self.cu.check(call, code),
+        }
+    }
+
+    fn out_of_memory(&self, requested: Option<u64>) -> Error {
+        let (free, total) = self.memory();
+        DeviceError::OutOfMemory { requested, free, total }.into()
     }
 
     /// Makes the context current on this thread, for the calls that follow.
     fn enter(&self) -> Result<(), Error> {
         // SAFETY: the context is retained as long as `self` lives.
-        unsafe { result::ctx::set_current(self.context) }.map_err(|error| failed("cuCtxSetCurrent", error))
+        self.check("cuCtxSetCurrent", unsafe { (self.cu.cuCtxSetCurrent)(self.context) })
     }
 
     pub(super) fn allocate(&self, bytes: usize) -> Result<u64, Error> {
         self.enter()?;
-        // SAFETY: the memory is freed by `free`.
-        match unsafe { result::malloc_sync(bytes.max(1)) } {
-            Ok(address) => Ok(address),
-            Err(DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => {
-                let (free, total) = self.memory();
-                Err(DeviceError::OutOfMemory { requested: bytes as u64, free, total }.into())
-            }
-            Err(error) => Err(failed("cuMemAlloc", error)),
+        let mut address = 0;
+        // SAFETY: `address` outlives the call; the memory is freed by `free`.
+        match unsafe { (self.cu.cuMemAlloc_v2)(&raw mut address, bytes.max(1)) } {
+            OUT_OF_MEMORY => Err(self.out_of_memory(Some(bytes as u64))),
+            code => self.check("cuMemAlloc", code).map(|()| address),
         }
     }
 
     pub(super) fn free(&self, address: u64) {
         if self.enter().is_ok() {
             // SAFETY: `address` is of `allocate`; the driver waits for work that uses it. A device that is lost has nothing to free.
-            let _ = unsafe { result::free_sync(address) };
+            let _ = unsafe { (self.cu.cuMemFree_v2)(address) };
         }
     }
 
     pub(super) fn allocate_pinned(&self, bytes: usize) -> Result<*mut u8, Error> {
         self.enter()?;
-        // SAFETY: the memory is freed by `free_pinned`.
-        unsafe { result::malloc_host(bytes, 0) }
-            .map(<*mut c_void>::cast)
-            .map_err(|error| failed("cuMemHostAlloc", error))
+        let mut memory = ptr::null_mut();
+        // SAFETY: `memory` outlives the call; what it points to is freed by `free_pinned`.
+        let code = unsafe { (self.cu.cuMemHostAlloc)(&raw mut memory, bytes, 0) };
+        // It is the host's memory, of which smaller batches would need no less.
+        self.cu.check("cuMemHostAlloc", code).map(|()| memory.cast())
     }
 
     pub(super) fn free_pinned(&self, memory: *mut u8) {
         if self.enter().is_ok() {
             // SAFETY: `memory` is of `allocate_pinned`.
-            let _ = unsafe { result::free_host(memory.cast()) };
+            let _ = unsafe { (self.cu.cuMemFreeHost)(memory.cast()) };
         }
     }
 
@@ -275,9 +241,8 @@ impl Cuda {
     ) -> Result<(), Error> {
         self.enter()?;
         // SAFETY: passed on to the caller.
-        unsafe { sys::cuMemcpyHtoDAsync_v2(address, source.cast(), bytes, self.stream) }
-            .result()
-            .map_err(|error| failed("cuMemcpyHtoDAsync", error))
+        let code = unsafe { (self.cu.cuMemcpyHtoDAsync_v2)(address, source.cast(), bytes, self.stream) };
+        self.check("cuMemcpyHtoDAsync", code)
     }
 
     /// # Safety
@@ -290,9 +255,8 @@ impl Cuda {
     ) -> Result<(), Error> {
         self.enter()?;
         // SAFETY: passed on to the caller.
-        unsafe { sys::cuMemcpyDtoHAsync_v2(target.cast(), address, bytes, self.stream) }
-            .result()
-            .map_err(|error| failed("cuMemcpyDtoHAsync", error))
+        let code = unsafe { (self.cu.cuMemcpyDtoHAsync_v2)(target.cast(), address, bytes, self.stream) };
+        self.check("cuMemcpyDtoHAsync", code)
     }
 
     pub(super) fn load(
@@ -304,27 +268,36 @@ impl Cuda {
     ) -> Result<(Function, Resources), Error> {
         use sys::CUfunction_attribute_enum as Attribute;
         self.enter()?;
-        let refused = |error| -> Error {
-            DeviceError::Load { kernel: kernel.to_owned(), code: name(error), text: text(error) }.into()
+        let check = |call, code| match self.check(call, code) {
+            Err(Error::Device(error)) => Err(match *error {
+                DeviceError::Driver { code, text, .. } => {
+                    DeviceError::Load { kernel: kernel.to_owned(), code, text }.into()
+                }
+                other => other.into(),
+            }),
+            done => done,
         };
+        let mut module = ptr::null_mut();
         // SAFETY: `code` is a whole cubin, or PTX with its terminating zero; the driver copies it.
-        let module = unsafe { result::module::load_data(code.as_ptr().cast()) }.map_err(refused)?;
+        check("cuModuleLoadData", unsafe {
+            (self.cu.cuModuleLoadData)(&raw mut module, code.as_ptr().cast())
+        })?;
         let symbol = CString::new(symbol).unwrap_or_default();
+        let mut function = ptr::null_mut();
         // SAFETY: the module was just loaded, and is never unloaded.
-        let function = unsafe { result::module::get_function(module, symbol) }.map_err(refused)?;
+        check("cuModuleGetFunction", unsafe {
+            (self.cu.cuModuleGetFunction)(&raw mut function, module, symbol.as_ptr())
+        })?;
+        let shared = Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
         // SAFETY: `function` is valid, here and below.
-        unsafe {
-            result::function::set_function_attribute(
-                function,
-                Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
-                shared_bytes.cast_signed(),
-            )
-        }
-        .map_err(refused)?;
+        check("cuFuncSetAttribute", unsafe {
+            (self.cu.cuFuncSetAttribute)(function, shared, shared_bytes.cast_signed())
+        })?;
         let attribute = |attribute| {
-            // SAFETY: as above.
-            let value = unsafe { result::function::get_function_attribute(function, attribute) };
-            value.map(i32::unsigned_abs).map_err(refused)
+            let mut value = 0;
+            // SAFETY: as above; `value` outlives the call.
+            let code = unsafe { (self.cu.cuFuncGetAttribute)(&raw mut value, attribute, function) };
+            check("cuFuncGetAttribute", code).map(|()| value.unsigned_abs())
         };
         let resources = Resources {
             registers: attribute(Attribute::CU_FUNC_ATTRIBUTE_NUM_REGS)?,
@@ -338,41 +311,42 @@ impl Cuda {
         let mut arguments = arguments(launch);
         // SAFETY: the arguments are those of the kernel's signature: pointers into live allocations of this device, then its parameter
         // block, whose layout the compiler has checked.
-        unsafe {
-            result::launch_kernel(
+        let code = unsafe {
+            (self.cu.cuLaunchKernel)(
                 function.0,
-                (launch.blocks, 1, 1),
-                (launch.threads, 1, 1),
+                launch.blocks,
+                1,
+                1,
+                launch.threads,
+                1,
+                1,
                 launch.shared_bytes,
                 self.stream,
-                &mut arguments,
+                arguments.as_mut_ptr(),
+                ptr::null_mut(),
             )
-        }
-        .map_err(|error| failed("cuLaunchKernel", error))
+        };
+        self.check("cuLaunchKernel", code)
     }
 
     pub(super) fn instantiate(&self, launches: &[Launch]) -> Result<Graph, Error> {
         self.enter()?;
         let mut graph = ptr::null_mut();
         // SAFETY: `graph` outlives the call.
-        unsafe { sys::cuGraphCreate(&raw mut graph, 0) }
-            .result()
-            .map_err(|error| failed("cuGraphCreate", error))?;
-        let exec = Self::add_nodes(graph, launches).and_then(|()| {
+        self.check("cuGraphCreate", unsafe { (self.cu.cuGraphCreate)(&raw mut graph, 0) })?;
+        let exec = self.add_nodes(graph, launches).and_then(|()| {
             let mut exec = ptr::null_mut();
             // SAFETY: `graph` is whole; `exec` outlives the call.
-            unsafe { sys::cuGraphInstantiateWithFlags(&raw mut exec, graph, 0) }
-                .result()
-                .map_err(|error| failed("cuGraphInstantiate", error))?;
-            Ok(Graph(exec))
+            let code = unsafe { (self.cu.cuGraphInstantiateWithFlags)(&raw mut exec, graph, 0) };
+            self.check("cuGraphInstantiate", code).map(|()| Graph(self.cu, exec))
         });
         // SAFETY: the graph is ours; what was instantiated does not need it.
-        let _ = unsafe { result::graph::destroy(graph) };
+        let _ = unsafe { (self.cu.cuGraphDestroy)(graph) };
         exec
     }
 
     /// A chain: each launch depends on the one before it.
-    fn add_nodes(graph: sys::CUgraph, launches: &[Launch]) -> Result<(), Error> {
+    fn add_nodes(&self, graph: sys::CUgraph, launches: &[Launch]) -> Result<(), Error> {
         let mut before: sys::CUgraphNode = ptr::null_mut();
         for (i, launch) in launches.iter().enumerate() {
             let super::Function::Cuda(function) = &launch.function else {
@@ -396,17 +370,16 @@ impl Cuda {
             let mut node = ptr::null_mut();
             let dependencies = if i == 0 { ptr::null() } else { &raw const before };
             // SAFETY: as for a launch; the driver copies the arguments.
-            unsafe {
-                sys::cuGraphAddKernelNode_v2(
+            let code = unsafe {
+                (self.cu.cuGraphAddKernelNode_v2)(
                     &raw mut node,
                     graph,
                     dependencies,
                     usize::from(i > 0),
                     &raw const params,
                 )
-            }
-            .result()
-            .map_err(|error| failed("cuGraphAddKernelNode", error))?;
+            };
+            self.check("cuGraphAddKernelNode", code)?;
             before = node;
         }
         Ok(())
@@ -415,49 +388,54 @@ impl Cuda {
     pub(super) fn replay(&self, graph: &Graph) -> Result<(), Error> {
         self.enter()?;
         // SAFETY: the graph is live, and so are the allocations that its launches use.
-        unsafe { result::graph::launch(graph.0, self.stream) }.map_err(|error| failed("cuGraphLaunch", error))
+        self.check("cuGraphLaunch", unsafe { (self.cu.cuGraphLaunch)(graph.1, self.stream) })
     }
 
     pub(super) fn record(&self) -> Result<Event, Error> {
         self.enter()?;
-        let event = result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT)
-            .map(Event)
-            .map_err(|error| failed("cuEventCreate", error))?;
+        let mut event = ptr::null_mut();
+        let flags = sys::CUevent_flags::CU_EVENT_DEFAULT as u32;
+        // SAFETY: the handle outlives the call.
+        self.check("cuEventCreate", unsafe { (self.cu.cuEventCreate)(&raw mut event, flags) })?;
+        let event = Event(self.cu, event);
         // SAFETY: event and stream are live.
-        unsafe { result::event::record(event.0, self.stream) }
-            .map_err(|error| failed("cuEventRecord", error))?;
+        self.check("cuEventRecord", unsafe { (self.cu.cuEventRecord)(event.1, self.stream) })?;
         Ok(event)
     }
 
     pub(super) fn elapsed_ms(&self, start: &Event, end: &Event) -> Result<f32, Error> {
         self.enter()?;
-        // SAFETY: both events are live.
-        unsafe { result::event::elapsed(start.0, end.0) }.map_err(|error| failed("cuEventElapsedTime", error))
+        let mut elapsed_ms = 0.0;
+        // SAFETY: both events are live; the number outlives the call.
+        let code = unsafe { (self.cu.cuEventElapsedTime)(&raw mut elapsed_ms, start.1, end.1) };
+        self.check("cuEventElapsedTime", code).map(|()| elapsed_ms)
     }
 
     pub(super) fn synchronize(&self) -> Result<(), Error> {
         self.enter()?;
         // SAFETY: the stream is live.
-        unsafe { result::stream::synchronize(self.stream) }
-            .map_err(|error| failed("cuStreamSynchronize", error))
+        self.check("cuStreamSynchronize", unsafe { (self.cu.cuStreamSynchronize)(self.stream) })
     }
 
+    /// Free memory and memory in all; zeros where they cannot be had.
     pub(super) fn memory(&self) -> (u64, u64) {
-        if self.enter().is_err() {
-            return (0, 0);
-        }
-        result::mem_get_info().map_or((0, 0), |(free, total)| (free as u64, total as u64))
+        let (mut free, mut total) = (0, 0);
+        // SAFETY: both numbers outlive the calls. The context is made current without `enter`, whose errors may ask for this.
+        let _ = unsafe { (self.cu.cuCtxSetCurrent)(self.context) };
+        // SAFETY: as above.
+        let _ = unsafe { (self.cu.cuMemGetInfo_v2)(&raw mut free, &raw mut total) };
+        (free as u64, total as u64)
     }
 }
 
 impl Drop for Cuda {
     fn drop(&mut self) {
-        if self.enter().is_ok() {
-            // SAFETY: both handles are ours, and nothing uses them any more. A lost device may refuse; there is nothing to save.
-            let _ = unsafe { result::stream::destroy(self.stream) };
+        if self.enter().is_ok() && !self.stream.is_null() {
+            // SAFETY: the handle is ours, and nothing uses it any more. A lost device may refuse; there is nothing to save.
+            let _ = unsafe { (self.cu.cuStreamDestroy_v2)(self.stream) };
         }
         // SAFETY: releases what `open` retained.
-        let _ = unsafe { result::primary_ctx::release(self.device) };
+        let _ = unsafe { (self.cu.cuDevicePrimaryCtxRelease_v2)(self.device) };
     }
 }
 

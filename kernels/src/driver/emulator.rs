@@ -214,14 +214,14 @@ impl Emulator {
         if state.allocated + bytes as u64 > self.options.memory_bytes {
             let free = self.options.memory_bytes - state.allocated;
             return Err(DeviceError::OutOfMemory {
-                requested: bytes as u64,
+                requested: Some(bytes as u64),
                 free,
                 total: self.options.memory_bytes,
             }
             .into());
         }
         let layout = Layout::from_size_align(bytes.max(1), ALIGNMENT)
-            .map_err(|_| DeviceError::OutOfMemory { requested: bytes as u64, free: 0, total: 0 })?;
+            .map_err(|_| DeviceError::OutOfMemory { requested: Some(bytes as u64), free: 0, total: 0 })?;
         // SAFETY: the size is not zero.
         let memory = unsafe { std::alloc::alloc(layout) };
         if memory.is_null() {

@@ -6,6 +6,7 @@
 
 mod cuda;
 mod emulator;
+mod functions;
 
 pub use self::emulator::{Counters, EmulatorOptions};
 

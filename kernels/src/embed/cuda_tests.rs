@@ -71,7 +71,7 @@ fn large_shapes_and_none() {
 }
 
 #[test]
-fn lists_and_tables_of_the_host_are_refused() {
+fn lists_and_tables_of_the_host_and_of_other_devices_are_refused() {
     let Some(stream) = device(OPERAND_TYPES[0]) else { return };
     let stored = values(1, VOCAB * 8);
     let table = ResidentTable::as_stored(&stream, Elements::F32(&stored)).unwrap().unwrap();
@@ -82,4 +82,8 @@ fn lists_and_tables_of_the_host_are_refused() {
     let mapped = Table::Mapped(Elements::F32(&stored));
     let host_table = embed(&stream, &mut out, mapped, ids.view(1.into()), 8, 1.0);
     assert!(matches!(host_table, Err(Error::Device(_))));
+    let other = device(OPERAND_TYPES[0]).unwrap();
+    let table = ResidentTable::as_stored(&other, Elements::F32(&stored)).unwrap().unwrap();
+    let elsewhere = embed(&stream, &mut out, Table::Resident(&table), ids.view(1.into()), 8, 1.0);
+    assert!(matches!(elsewhere, Err(Error::Device(_))));
 }

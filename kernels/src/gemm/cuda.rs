@@ -134,8 +134,7 @@ pub(super) fn gemm(
     // Packing has made sure of k.
     on.check_width("n", outputs)?;
 
-    let weights = b.device_rows()?;
-    on.check_type("b", weights, stream.operand_type())?;
+    let weights = on.matrix("b", b)?;
     // Of a gated matrix two rows make an output.
     let n = if b.is_gated() { 2 * outputs } else { outputs };
     let mut params = GemmParams {

@@ -445,6 +445,25 @@ fn what_the_kernel_is_not_written_for_is_refused() {
     );
 }
 
+/// Another stream, and were it on the same GPU, has memory of its own.
+#[test]
+fn a_matrix_of_another_device_is_refused() {
+    let (Some(stream), Some(other)) = (device(ElementType::BF16), device(ElementType::BF16)) else { return };
+    let cpu = Stream::cpu(Some(1)).unwrap();
+    let weights = values(1, 64);
+    let part = Part { weights: Elements::F32(&weights), rows: 8, rotary_head_dim: None };
+    let [mut d, a] = Buffer::allocate(&stream, [(Role::Operand, 8), (Role::Operand, 8)]).unwrap();
+    let mut product = |of: &Stream| {
+        let matrix = Matrix::pack(of, &[part], 8, None).unwrap();
+        gemm(&stream, &mut d, &a, &matrix, 0..1, 1.into(), Epilogue::None)
+    };
+    product(&stream).unwrap();
+    for of in [&other, &cpu] {
+        let error = product(of).unwrap_err().to_string();
+        assert_eq!(error, "operand `b` is on another device than the stream");
+    }
+}
+
 #[test]
 fn no_bank_conflicts_in_reading_operands() {
     for operand_type in OPERAND_TYPES {
