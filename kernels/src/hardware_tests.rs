@@ -2,8 +2,8 @@
 //!
 //! Where both agree with the layouts written down here, the emulator's operands lie as the hardware's do, word by word.
 
-use crate::ElementType;
 use crate::device::cpp_name;
+use crate::operands::OPERAND_TYPES;
 use crate::params::{Instance, ParameterBlock, Source, parameter_block};
 
 parameter_block! {
@@ -21,7 +21,7 @@ static SOURCE: Source = Source {
 
 /// One for each operand type. No product code launches them.
 pub(crate) fn instances() -> Vec<Instance> {
-    [ElementType::F16, ElementType::BF16]
+    OPERAND_TYPES
         .map(|element_type| Instance {
             source: &SOURCE,
             name: format!("hardware_test<{}>", cpp_name(element_type)),
@@ -38,9 +38,9 @@ mod tests {
 
     use super::*;
     use crate::params::narrow;
-    use crate::test_devices::{OPERAND_TYPES, under_schedules};
+    use crate::test_devices::under_schedules;
     use crate::testing::values;
-    use crate::{Buffer, Role, Stream};
+    use crate::{Buffer, ElementType, Role, Stream};
 
     /// Words that each lane stores.
     const WORDS: usize = 25;

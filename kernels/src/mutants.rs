@@ -51,8 +51,10 @@ const KERNEL_VARIABLE: &str = "OUTCROP_CHECK";
 const NOTICED: &str = "noticed: ";
 /// What the race detector says.
 const RACES: [&str; 2] = ["race on the shared word", "which this block has never written"];
-/// A mutant that has not come to an end by then hangs.
-const TIME_MAX: Duration = Duration::from_secs(120);
+/// Where a fault was, in what the emulator says of one.
+const FAULT: &str = ": block ";
+/// A mutant that has not come to an end by then hangs. So long that a busy machine does not decide what is noticed.
+const TIME_MAX: Duration = Duration::from_secs(600);
 
 #[test]
 fn kernels_pass_their_checks() {
@@ -78,7 +80,7 @@ fn kernels_pass_their_checks() {
 /// Who must notice a mutant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum By {
-    /// The check, under some schedule: by what the kernel computes, or because it ends in a fault.
+    /// The check, under some schedule: by what the kernel computes. A fault is no proof of that.
     Values,
     /// The race detector, under every schedule.
     Races,
@@ -315,6 +317,7 @@ impl Run {
         // A check goes over every type under every schedule.
         let runs = OPERAND_TYPES.len() * SCHEDULES.len();
         let is_race = |what: &&String| RACES.iter().any(|words| what.contains(words));
+        let is_fault = |what: &String| what.contains(FAULT);
         let text = format!(
             "{} of {runs} runs: {}",
             self.noticed.len(),
@@ -322,7 +325,7 @@ impl Run {
         );
         match (by, self.report) {
             (By::Bounds, Some(report)) => Ok(report),
-            (By::Values, None) if !self.noticed.is_empty() => Ok(text),
+            (By::Values, None) if !self.noticed.iter().all(is_fault) => Ok(text),
             (By::Races, None) if self.noticed.iter().filter(is_race).count() == runs => Ok(text),
             _ => Err(self.output),
         }

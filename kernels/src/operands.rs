@@ -63,12 +63,12 @@ impl Operands<'_> {
         Ok(elements.address())
     }
 
-    /// The address of a list of indices.
+    /// The address of a list of indices: in device memory, but a list does not know of which device.
     pub(crate) fn indices(self, name: &'static str, indices: Indices<'_>) -> Result<u64, Error> {
         if indices.address() == 0 { Err(elsewhere(name)) } else { Ok(indices.address()) }
     }
 
-    /// The address of a list of spans.
+    /// The address of a list of spans, likewise.
     pub(crate) fn spans(self, name: &'static str, spans: Spans<'_>) -> Result<u64, Error> {
         if spans.address() == 0 { Err(elsewhere(name)) } else { Ok(spans.address()) }
     }

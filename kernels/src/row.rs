@@ -9,6 +9,16 @@ use crate::{ElementType, Error};
 const ELEMENTS_PER_WARP: usize = 1024;
 /// Warps of a row that there are instances for.
 const WARPS: [u32; 4] = [1, 2, 4, 8];
+/// Blocks of one warp that a multiprocessor holds; with more warps proportionally fewer.
+const BLOCKS: u32 = 16;
+
+/// C++ assertions that row.cuh holds as much of a row in a warp, and asks for as many blocks.
+pub(crate) fn assertions() -> String {
+    format!(
+        "static_assert(QUADS * 4 * 32 == {ELEMENTS_PER_WARP}, \"elements of a warp\");\n\
+         static_assert(ROW_BLOCKS == {BLOCKS}, \"blocks\");\n"
+    )
+}
 
 /// The instance for rows of `hidden_size`. It follows from the width alone, and with it the order in which a
 /// row is summed: a row has the same bits in any batch.
@@ -43,7 +53,6 @@ fn with_warps(source: &'static Source, kernel: &str, operand_type: ElementType, 
         threads: 32 * warps,
         // Two sums' slots of a float per warp; a warp alone sums without.
         shared_bytes: if warps == 1 { 0 } else { 8 * warps },
-        // As row.cuh asks for.
-        blocks_per_sm: 16 / warps,
+        blocks_per_sm: BLOCKS / warps,
     }
 }

@@ -2,13 +2,14 @@
 //! planted mutants can ask whether a kernel's check notices one.
 
 use std::error::Error as StdError;
+use std::ops::Range;
 
+use crate::test_devices::{OPERAND_TYPES, device};
 use crate::{Buffer, ElementType, Error, IndexBuffer, Role, Size, Stream};
 
-pub(crate) type Checked<T = ()> = Result<T, Box<dyn StdError>>;
+pub(crate) use crate::testing::UNIT;
 
-/// 2^-24: how far rounding moves an f32 of size 1 at most.
-pub(crate) const UNIT: f64 = 1.0 / (1 << 24) as f64;
+pub(crate) type Checked<T = ()> = Result<T, Box<dyn StdError>>;
 
 /// How far rounding to the stream's operand type moves `x` at most.
 pub(crate) fn rounding(stream: &Stream, x: f64) -> f64 {
@@ -105,20 +106,27 @@ pub(crate) fn in_words(checked: Checked) -> Result<(), String> {
     checked.map_err(|error| error.to_string())
 }
 
-/// LayerNorm of one row in f64, and how far the kernels may be off before they round to the operand type, see
-/// [`add_layer_norm`](crate::add_layer_norm); `largest` is of the sums that make up the row's elements.
-pub(crate) fn layer_norm(z: &[f64], largest: f64, weight: &[f32], bias: &[f32], eps: f32) -> Vec<(f64, f64)> {
+/// LayerNorm of one row `z` against f64, see [`add_layer_norm`](crate::add_layer_norm); `largest` is of the sums that
+/// make up the row's elements.
+pub(crate) fn close_to_layer_norm(
+    stream: &Stream,
+    what: &str,
+    got: &[f32],
+    (z, largest): (&[f64], f64),
+    (weight, bias, eps): (&[f32], &[f32], f32),
+) -> Checked {
     let n = z.len() as f64;
     let mean = z.iter().sum::<f64>() / n;
     let variance = z.iter().map(|z| (z - mean).powi(2)).sum::<f64>() / n;
     let sigma = (variance + f64::from(eps)).sqrt();
-    let of_element = |((z, weight), bias): ((&f64, &f32), &f32)| {
-        let (zn, weight) = ((z - mean) / sigma, f64::from(*weight));
-        let out = zn * weight + f64::from(*bias);
-        let relative = 26.0 * largest / sigma * (1.0 + zn.abs()) + 18.0 * zn.abs();
-        (out, UNIT * (weight.abs() * relative + out.abs()))
-    };
-    z.iter().zip(weight).zip(bias).map(of_element).collect()
+    let normalised: Vec<f64> = z.iter().map(|z| (z - mean) / sigma).collect();
+    let elements = normalised.iter().zip(weight).zip(bias);
+    let expected: Vec<f64> = elements.map(|((zn, w), b)| zn * f64::from(*w) + f64::from(*b)).collect();
+    close(what, got, &expected, |i| {
+        let zn = normalised[i].abs();
+        let relative = 26.0 * largest / sigma * (1.0 + zn) + 18.0 * zn;
+        UNIT * (f64::from(weight[i]).abs() * relative + expected[i].abs()) + rounding(stream, expected[i])
+    })
 }
 
 /// RMSNorm of one row in f64, and the root that divides it.
@@ -130,6 +138,40 @@ pub(crate) fn rms_norm(x: &[f64], weight: &[f32], eps: f32) -> (Vec<f64>, f64) {
 
 /// How far the kernels may be off [`rms_norm`] before they round to the operand type, relative.
 pub(crate) const RMS_NORM_BOUND: f64 = 18.0 * UNIT;
+
+/// Shapes for the kernels of row.cuh: of every instance one with more rows than an emulated device takes at a time.
+pub(crate) const NORM_SHAPES: [(usize, usize); 7] =
+    [(1, 8), (100, 72), (5, 1000), (50, 1032), (26, 2304), (2, 4096), (14, 4104)];
+
+/// Calls `test` with no row, one and several of widths that the models have, and the limits of every instance.
+pub(crate) fn every_norm(test: impl Fn(&Stream, usize, usize) -> Checked) {
+    for stream in OPERAND_TYPES.into_iter().filter_map(device) {
+        for hidden in [8, 64, 384, 768, 1024, 1032, 2048, 2304, 3584, 4096, 5120, 8192] {
+            for rows in [0, 1, 17] {
+                test(&stream, rows, hidden).unwrap();
+            }
+        }
+    }
+}
+
+/// That a row's bits depend on it alone: not on its neighbours, nor on where the number of rows is read.
+///
+/// `run` gives what comes of some of the rows of an input, one after the other.
+pub(crate) fn same_bits_anywhere(
+    stream: &Stream,
+    rows: usize,
+    run: impl Fn(Range<usize>, Size) -> Checked<Vec<f32>>,
+) -> Checked {
+    let whole = run(0..rows, rows.into())?;
+    let (_memory, size) = size_on_device(stream, rows, 2 * rows + 20)?;
+    same_bits("counted on the device", &run(0..rows, size)?, &whole)?;
+    let width = whole.len() / rows;
+    for row in [0, rows / 4, rows - 1] {
+        let alone = run(row..row + 1, 1.into())?;
+        same_bits(&format!("row {row} alone"), &alone, &whole[row * width..][..width])?;
+    }
+    Ok(())
+}
 
 /// In f64.
 pub(crate) fn wide(x: &[f32]) -> Vec<f64> {

@@ -5,13 +5,12 @@
 
 use std::path::PathBuf;
 
+pub(crate) use crate::operands::OPERAND_TYPES;
+
 use crate::{ElementType, EmulatorOptions, Stream};
 
 /// Schedules that every kernel is run under: who goes first, and when asynchronous copies take effect.
 pub(crate) const SCHEDULES: [(u32, u32); 4] = [(0, 1), (1, 0), (2, 2), (3, 1)];
-
-/// Both types that matrix products are made of.
-pub(crate) const OPERAND_TYPES: [ElementType; 2] = [ElementType::F16, ElementType::BF16];
 
 /// Calls `test` with streams of `operand_type` under every schedule, looking for races; on a GPU once.
 pub(crate) fn under_schedules(operand_type: ElementType, test: impl Fn(&Stream)) {

@@ -1,5 +1,6 @@
 //! Inputs and comparisons shared by the kernels' tests.
 
+use crate::test_checks::{close, same_bits};
 use crate::{Buffer, HostBuffer};
 
 /// Reproducible values in [-1, 1), different at every position and for every seed.
@@ -34,7 +35,7 @@ pub(crate) fn buffer(seed: u64, n: usize) -> Buffer {
 }
 
 /// 2^-24: how far rounding moves an f32 of size 1 at most.
-const UNIT: f64 = 1.0 / (1 << 24) as f64;
+pub(crate) const UNIT: f64 = 1.0 / (1 << 24) as f64;
 
 /// Cosine and sine of the exact angle of a rotary pair `i`, and how far those of a table may be from them.
 pub(crate) fn rotary_angle(theta: f64, head_dim: usize, position: usize, i: usize) -> (f64, f64, f64) {
@@ -67,28 +68,16 @@ pub(crate) fn rotate_exactly(
     }
 }
 
-/// Asserts `|got - expected| <= bound`, element by element; shows the worst.
+/// Asserts `|got - expected| <= bound`, element by element.
+#[track_caller]
 pub(crate) fn assert_close(what: &str, got: &[f32], expected: &[f64], bound: impl Fn(usize) -> f64) {
-    assert_eq!(got.len(), expected.len(), "{what}: length");
-    let excess = |i: usize| (f64::from(got[i]) - expected[i]).abs() - bound(i);
-    for i in 0..got.len() {
-        // Written so that a NaN fails.
-        assert!(
-            excess(i) <= 0.0,
-            "{what}: element {i} is {}, expected {} within {:e}",
-            got[i],
-            expected[i],
-            bound(i)
-        );
-    }
+    close(what, got, expected, bound).unwrap_or_else(|error| panic!("{error}"));
 }
 
 /// Asserts equal bits.
+#[track_caller]
 pub(crate) fn assert_same_bits(what: &str, a: &[f32], b: &[f32]) {
-    assert_eq!(a.len(), b.len(), "{what}: length");
-    for (i, (a, b)) in a.iter().zip(b).enumerate() {
-        assert_eq!(a.to_bits(), b.to_bits(), "{what}: element {i} is {a} and {b}");
-    }
+    same_bits(what, a, b).unwrap_or_else(|error| panic!("{error}"));
 }
 
 /// erf in f64 from its series and its continued fraction; checked against published values in `math`.

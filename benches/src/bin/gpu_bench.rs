@@ -188,8 +188,11 @@ fn product(stream: &Stream, m: usize, n: usize, k: usize, after: After) -> Resul
         }
     };
     let ms = median(stream, || Ok(gemm(stream, &mut d, &a, &matrix, 0..1, m.into(), epilogue)?))?;
-    let products = if after == After::Gate { 2 } else { 1 };
-    Ok((ms, outcrop_kernels::gemm::cost(m, products * n, k, 2)))
+    // Bytes as below: those that a GPU moves, operands of 16 bits, the residual stream read and written in f32.
+    let weights = if after == After::Gate { 2 * n * k } else { n * k };
+    let element_bytes = if after == After::Residual { 8 } else { 2 };
+    let bytes = 2 * (m * k + weights) + element_bytes * m * n;
+    Ok((ms, Cost { flops: (2 * m * weights) as u64, bytes: bytes as u64 }))
 }
 
 fn attend(
@@ -216,7 +219,9 @@ fn attend(
         let [q, k, v] = [0, q, q + kv].map(|column| Rows { buffer: &qkv, stride, column });
         Ok(attention(stream, &mut out, q, k, v, buffer.spans(), params)?)
     })?;
-    Ok((ms, outcrop_kernels::attention::cost(&spans, params)))
+    // Counted in f32.
+    let Cost { flops, bytes } = outcrop_kernels::attention::cost(&spans, params);
+    Ok((ms, Cost { flops, bytes: bytes / 2 }))
 }
 
 /// The encoders' norm for widths up to 1024, the decoders' above. Bytes are those that a GPU moves, operands of 16 bits.

@@ -18,7 +18,7 @@ parameter_block! {
 static SOURCE: Source = Source {
     path: "add_layer_norm/add_layer_norm.cu",
     text: include_str!("add_layer_norm.cu"),
-    assertions: AddLayerNormParams::assertions,
+    assertions: || AddLayerNormParams::assertions() + &row::assertions(),
 };
 
 const KERNEL: &str = "add_layer_norm";

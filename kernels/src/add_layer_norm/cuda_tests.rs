@@ -1,7 +1,7 @@
 use super::{LayerNorm, add_layer_norm};
-use crate::test_checks::{self, Checked};
 use crate::test_checks::{
-    close, fresh, in_words, operand, rounding, same_bits, size_on_device, untouched, wide,
+    Checked, NORM_SHAPES, close_to_layer_norm, every_norm, fresh, in_words, operand, same_bits_anywhere,
+    untouched, wide,
 };
 use crate::test_devices::{OPERAND_TYPES, device, under_schedules};
 use crate::testing::values;
@@ -32,10 +32,9 @@ fn norm(
     let sum: Vec<f64> = wide(&old_x).iter().zip(wide(&y)).map(|(x, y)| x + y).collect();
     for (i, z) in sum.chunks(hidden).enumerate() {
         let largest = z.iter().fold(0.0f64, |largest, z| largest.max(z.abs()));
-        let (expected, bounds): (Vec<f64>, Vec<f64>) =
-            test_checks::layer_norm(z, largest, &weight, &bias, EPS).into_iter().unzip();
         let what = format!("row {i} of {} x {hidden}, mean {mean}", n / hidden);
-        close(&what, &x[i * hidden..][..hidden], &expected, |i| bounds[i] + rounding(stream, expected[i]))?;
+        let got = &x[i * hidden..][..hidden];
+        close_to_layer_norm(stream, &what, got, (z, largest), (&weight, &bias, EPS))?;
     }
     untouched("x", &x[n..])?;
     x.truncate(n);
@@ -43,8 +42,7 @@ fn norm(
 }
 
 fn small(stream: &Stream) -> Checked {
-    // Of every instance one shape with more rows than blocks.
-    for (rows, hidden) in [(1, 8), (100, 72), (5, 1000), (50, 1032), (26, 2304), (14, 4104)] {
+    for (rows, hidden) in NORM_SHAPES {
         norm(stream, 0..rows, hidden, 0.0, rows.into())?;
     }
     // A mean far from zero, where squares would cancel.
@@ -64,28 +62,14 @@ fn small_shapes_under_every_schedule() {
 
 #[test]
 fn every_instance() {
-    for stream in OPERAND_TYPES.into_iter().filter_map(device) {
-        for hidden in [64, 384, 768, 1024, 2048, 4096, 8192] {
-            for rows in [0, 1, 17] {
-                norm(&stream, 0..rows, hidden, 1.0, rows.into()).unwrap();
-            }
-        }
-    }
+    every_norm(|stream, rows, hidden| norm(stream, 0..rows, hidden, 1.0, rows.into()).map(drop));
 }
 
 #[test]
 fn a_row_has_the_same_bits_anywhere() {
     for stream in OPERAND_TYPES.into_iter().filter_map(device) {
         for hidden in [768, 1032] {
-            let rows = 30;
-            let whole = norm(&stream, 0..rows, hidden, 0.0, rows.into()).unwrap();
-            let (_memory, size) = size_on_device(&stream, rows, 100).unwrap();
-            let counted = norm(&stream, 0..rows, hidden, 0.0, size).unwrap();
-            same_bits("counted on the device", &whole, &counted).unwrap();
-            for row in [0, 7, 29] {
-                let alone = norm(&stream, row..row + 1, hidden, 0.0, 1.into()).unwrap();
-                same_bits("alone", &alone, &whole[row * hidden..][..hidden]).unwrap();
-            }
+            same_bits_anywhere(&stream, 30, |rows, size| norm(&stream, rows, hidden, 0.0, size)).unwrap();
         }
     }
 }

@@ -69,13 +69,19 @@ fn shared_bytes_assertions(kernel: &str, shared_bytes: fn(u32) -> u32) -> String
     WIDTHS.map(assertion).concat()
 }
 
-/// The instance that takes tiles of queries.
-fn tile_instance(operand_type: ElementType, width: u32, has_softcap: bool) -> Instance {
+fn instance(
+    source: &'static Source,
+    kernel: &str,
+    operand_type: ElementType,
+    width: u32,
+    has_softcap: bool,
+    shared_bytes: u32,
+) -> Instance {
     Instance {
-        source: &TILES,
-        name: format!("attention<{}, {width}, {has_softcap}>", cpp_name(operand_type)),
+        source,
+        name: format!("{kernel}<{}, {width}, {has_softcap}>", cpp_name(operand_type)),
         threads: 128,
-        shared_bytes: tile_shared_bytes(width),
+        shared_bytes,
         blocks_per_sm: match width {
             ..=64 => 4,
             128 => 3,
@@ -84,19 +90,14 @@ fn tile_instance(operand_type: ElementType, width: u32, has_softcap: bool) -> In
     }
 }
 
+/// The instance that takes tiles of queries.
+fn tile_instance(operand_type: ElementType, width: u32, has_softcap: bool) -> Instance {
+    instance(&TILES, "attention", operand_type, width, has_softcap, tile_shared_bytes(width))
+}
+
 /// The instance that takes spans of one query.
 fn row_instance(operand_type: ElementType, width: u32, has_softcap: bool) -> Instance {
-    Instance {
-        source: &ROWS,
-        name: format!("attention_row<{}, {width}, {has_softcap}>", cpp_name(operand_type)),
-        threads: 128,
-        shared_bytes: row_shared_bytes(width),
-        blocks_per_sm: match width {
-            ..=64 => 4,
-            128 => 3,
-            _ => 2,
-        },
-    }
+    instance(&ROWS, "attention_row", operand_type, width, has_softcap, row_shared_bytes(width))
 }
 
 /// Every instance, for the catalog.

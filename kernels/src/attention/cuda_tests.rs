@@ -4,6 +4,7 @@ use super::{AttentionParams, Mask, Rows, Span, attention};
 use crate::indices::{IndexBuffer, Spans};
 use crate::layout::TILE_ROWS;
 use crate::params::narrow;
+use crate::test_checks::indices;
 use crate::test_devices::{OPERAND_TYPES, device, under_schedules};
 use crate::testing::values;
 use crate::{Buffer, ElementType, Error, Role, Size, Stream};
@@ -119,11 +120,6 @@ fn attend(
     let [mut out] = Buffer::allocate(stream, [(Role::Operand, num_rows * hidden)])?;
     out.write(&vec![f32::NAN; num_rows * hidden])?;
 
-    let list = |words: &[u32]| -> Result<IndexBuffer, Error> {
-        let mut list = IndexBuffer::new(stream, words.len().max(1))?;
-        list.write(words)?;
-        Ok(list)
-    };
     let address = |list: &IndexBuffer| list.view(Size::from(0)).address();
     let words = |range: &std::ops::Range<usize>| [narrow(range.start), narrow(range.len())];
     let span_words: Vec<u32> =
@@ -134,8 +130,8 @@ fn attend(
         let blocks = 0..span.queries.len().div_ceil(TILE_ROWS);
         tiles.extend(blocks.map(|block| [narrow(i), narrow(block)]));
     }
-    let (span_list, tile_list) = (list(&span_words)?, list(tiles.as_flattened())?);
-    let counts = list(&[narrow(tiles.len())])?;
+    let (span_list, tile_list) = (indices(stream, &span_words)?, indices(stream, tiles.as_flattened())?);
+    let counts = indices(stream, &[narrow(tiles.len())])?;
     let num_tiles = match lists {
         Lists::TiledOfAtMost(bound) => Size::in_device_memory(tiles.len(), bound, address(&counts)),
         _ => Size::from(tiles.len()),
@@ -382,8 +378,7 @@ fn operands_that_the_kernels_do_not_take_are_refused() {
     let full = |len| Buffer::allocate(&stream, [(Role::Full, len)]).unwrap().into_iter().next().unwrap();
     let (mut out, wide) = (operand(4 * 64), operand(4 * 200));
     let rows = |column| Rows { buffer: &wide, stride: 200, column };
-    let mut span_list = IndexBuffer::new(&stream, 6).unwrap();
-    span_list.write(&[0, 4, 0, 0, 0, 4]).unwrap();
+    let span_list = indices(&stream, &[0, 4, 0, 0, 0, 4]).unwrap();
     let listed = Spans::single(&spans, span_list.view(Size::from(6)).address(), Size::from(1));
     let mut refused = |q, k, v, name: &str| {
         let result = attention(&stream, &mut out, q, k, v, listed, p);

@@ -19,7 +19,7 @@ parameter_block! {
 static SOURCE: Source = Source {
     path: "embed_layer_norm/embed_layer_norm.cu",
     text: include_str!("embed_layer_norm.cu"),
-    assertions: EmbedLayerNormParams::assertions,
+    assertions: || EmbedLayerNormParams::assertions() + &row::assertions(),
 };
 
 const KERNEL: &str = "embed_layer_norm";

@@ -1,8 +1,8 @@
 use super::{EmbeddingTables, embed_layer_norm};
 use crate::add_layer_norm::LayerNorm;
-use crate::test_checks::{self, Checked};
 use crate::test_checks::{
-    close, fresh, in_words, indices, operand, rounding, same_bits, size_on_device, untouched,
+    Checked, NORM_SHAPES, close_to_layer_norm, every_norm, fresh, in_words, indices, operand,
+    same_bits_anywhere, untouched,
 };
 use crate::test_devices::{OPERAND_TYPES, device, under_schedules};
 use crate::testing::values;
@@ -56,11 +56,9 @@ fn embed(
         let z: Vec<f64> = two.iter().zip(position).map(|(sum, p)| sum + f64::from(*p)).collect();
         // Both sums that make an element are rounded.
         let largest = two.iter().zip(&z).fold(0.0f64, |largest, (a, b)| largest.max(a.abs() + b.abs()));
-        let (expected, bounds): (Vec<f64>, Vec<f64>) =
-            test_checks::layer_norm(&z, largest, &weight, &bias, EPS).into_iter().unzip();
         let what = format!("token {token} of {} x {hidden}", ids.len());
         let got = &out[token * hidden..][..hidden];
-        close(&what, got, &expected, |i| bounds[i] + rounding(stream, expected[i]))?;
+        close_to_layer_norm(stream, &what, got, (&z, largest), (&weight, &bias, EPS))?;
     }
     untouched("out", &out[n..])?;
     out.truncate(n);
@@ -68,8 +66,7 @@ fn embed(
 }
 
 fn small(stream: &Stream) -> Checked {
-    // Of every instance one shape with more tokens than blocks.
-    for (tokens, hidden) in [(1, 8), (100, 72), (5, 1000), (50, 1032), (26, 2304), (14, 4104)] {
+    for (tokens, hidden) in NORM_SHAPES {
         embed(stream, 0..tokens, hidden, tokens.into())?;
     }
     Ok(())
@@ -88,26 +85,12 @@ fn small_shapes_under_every_schedule() {
 
 #[test]
 fn every_instance() {
-    for stream in OPERAND_TYPES.into_iter().filter_map(device) {
-        for hidden in [384, 768, 1024, 2048, 4096, 8192] {
-            for tokens in [0, 1, 17] {
-                embed(&stream, 0..tokens, hidden, tokens.into()).unwrap();
-            }
-        }
-    }
+    every_norm(|stream, tokens, hidden| embed(stream, 0..tokens, hidden, tokens.into()).map(drop));
 }
 
 #[test]
 fn a_token_has_the_same_bits_anywhere() {
     for stream in OPERAND_TYPES.into_iter().filter_map(device) {
-        let (tokens, hidden) = (30, 768);
-        let whole = embed(&stream, 0..tokens, hidden, tokens.into()).unwrap();
-        let (_memory, size) = size_on_device(&stream, tokens, 100).unwrap();
-        same_bits("counted on the device", &whole, &embed(&stream, 0..tokens, hidden, size).unwrap())
-            .unwrap();
-        for token in [0, 7, 29] {
-            let alone = embed(&stream, token..token + 1, hidden, 1.into()).unwrap();
-            same_bits("alone", &alone, &whole[token * hidden..][..hidden]).unwrap();
-        }
+        same_bits_anywhere(&stream, 30, |tokens, size| embed(&stream, tokens, 768, size)).unwrap();
     }
 }

@@ -7,9 +7,10 @@ use half::{bf16, f16};
 use super::{Activation, Epilogue, Matrix, Part, gemm, instances};
 use crate::params::narrow;
 use crate::rope::RopeTable;
+use crate::test_checks::{indices, size_on_device};
 use crate::test_devices::{OPERAND_TYPES, device, under_schedules};
 use crate::testing::{erf, values};
-use crate::{Buffer, ElementType, Elements, Error, IndexBuffer, Role, Size, Stream};
+use crate::{Buffer, ElementType, Elements, Error, Role, Size, Stream};
 
 /// An [`Epilogue`] without its operands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -240,8 +241,7 @@ impl Problem {
         if self.kind == Kind::AddScaled {
             d.write(&self.residual[rows.start * n..rows.end * n])?;
         }
-        let mut position_ids = IndexBuffer::new(stream, rows.len())?;
-        position_ids.write(&self.position_ids[rows])?;
+        let position_ids = indices(stream, &self.position_ids[rows])?;
         let epilogue = match self.kind {
             Kind::None => Epilogue::None,
             Kind::Bias => Epilogue::Bias(&self.bias),
@@ -276,14 +276,6 @@ impl Problem {
     }
 }
 
-/// A number in device memory, and what holds it there.
-fn in_memory(stream: &Stream, value: usize, bound: usize) -> Result<(Size, Buffer), Error> {
-    let memory = Buffer::upload(stream, &[f32::from_bits(narrow(value))])?;
-    let Stream::Cuda(cuda) = stream else { return Ok((value.into(), memory)) };
-    let address = memory.on(cuda.device())?.address();
-    Ok((Size::in_device_memory(value, bound, address), memory))
-}
-
 fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|x| x.to_bits()).collect()
 }
@@ -297,7 +289,7 @@ fn check_product(stream: &Stream, kind: Kind, shape: Shape) -> Result<(), String
     // What is written behind the last row shows in the rows there; without them a sanitizer sees any access.
     let by_value = problem.run(stream, 0..rows, rows.into(), 3).map_err(text)?;
     problem.compare(&by_value)?;
-    let (m, _memory) = in_memory(stream, rows, rows.max(LARGE_BOUND)).map_err(text)?;
+    let (_memory, m) = size_on_device(stream, rows, rows.max(LARGE_BOUND)).map_err(text)?;
     let from_memory = problem.run(stream, 0..rows, m, 0).map_err(text)?;
     problem.compare(&from_memory)?;
     if bits(&by_value[..elements]) != bits(&from_memory) {
@@ -371,7 +363,7 @@ fn without_rows_nothing_is_written() {
         let Some(stream) = device(operand_type) else { return };
         for kind in KINDS {
             let problem = Problem::new(&stream, kind, (0, 72, 40)).unwrap();
-            let (m, _memory) = in_memory(&stream, 0, LARGE_BOUND).unwrap();
+            let (_memory, m) = size_on_device(&stream, 0, LARGE_BOUND).unwrap();
             for m in [0.into(), m] {
                 problem.compare(&problem.run(&stream, 0..0, m, 2).unwrap()).unwrap();
             }
@@ -393,8 +385,7 @@ fn parts_give_the_columns_they_have_in_the_whole() {
         let parts = [part(0, Some(head_dim)), part(1, Some(head_dim)), part(2, None)];
         let matrix = Matrix::pack(&stream, &parts, k, None).unwrap();
         let table = RopeTable::new(&stream, 10_000.0, head_dim, NUM_POSITIONS).unwrap();
-        let mut position_ids = IndexBuffer::new(&stream, m).unwrap();
-        position_ids.write(&(0..20).collect::<Vec<_>>()).unwrap();
+        let position_ids = indices(&stream, &(0..20).collect::<Vec<_>>()).unwrap();
         let [mut a, mut d] =
             Buffer::allocate(&stream, [(Role::Operand, m * k), (Role::Operand, m * 120)]).unwrap();
         a.write(&values(1, m * k)).unwrap();
@@ -437,8 +428,7 @@ fn what_the_kernel_is_not_written_for_is_refused() {
     let [bias] = Buffer::allocate(&stream, [(operand, 8)]).unwrap();
     assert_eq!(refused(&stream, operand, 8, Epilogue::Bias(&bias)), "bias");
     let table = RopeTable::new(&stream, 10_000.0, 24, 1).unwrap();
-    let mut position_ids = IndexBuffer::new(&stream, 1).unwrap();
-    position_ids.write(&[0]).unwrap();
+    let position_ids = indices(&stream, &[0]).unwrap();
     assert_eq!(
         refused(&stream, operand, 24, Epilogue::Rope(&table, position_ids.view(1.into()))),
         "table.head_dim"

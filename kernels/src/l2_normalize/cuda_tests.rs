@@ -1,5 +1,5 @@
 use super::l2_normalize;
-use crate::test_checks::{Checked, UNIT, close, fresh, in_words, same_bits, size_on_device, untouched};
+use crate::test_checks::{Checked, UNIT, close, fresh, in_words, same_bits_anywhere, untouched};
 use crate::test_devices::{OPERAND_TYPES, device, under_schedules};
 use crate::testing::values;
 use crate::{Role, Size, Stream};
@@ -53,14 +53,6 @@ fn small_shapes_under_every_schedule() {
 fn a_row_has_the_same_bits_anywhere() {
     let Some(stream) = device(OPERAND_TYPES[0]) else { return };
     for hidden in [768, 3584, 10_000] {
-        let rows = 40;
-        let whole = normalize(&stream, 0..rows, hidden, rows.into()).unwrap();
-        let (_memory, size) = size_on_device(&stream, rows, 100).unwrap();
-        same_bits("counted on the device", &whole, &normalize(&stream, 0..rows, hidden, size).unwrap())
-            .unwrap();
-        for row in [0, 7, 39] {
-            let alone = normalize(&stream, row..row + 1, hidden, 1.into()).unwrap();
-            same_bits("alone", &alone, &whole[row * hidden..][..hidden]).unwrap();
-        }
+        same_bits_anywhere(&stream, 40, |rows, size| normalize(&stream, rows, hidden, size)).unwrap();
     }
 }

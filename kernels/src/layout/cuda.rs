@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Before, ScoredRow, Segments, tiles_bound};
+use super::{Before, ScoredRow, Segments, TILE_ROWS, tiles_bound};
 use crate::Error;
 use crate::device::Allocation;
 use crate::error::DeviceError;
@@ -20,8 +20,31 @@ parameter_block! {
 static SOURCE: Source = Source {
     path: "layout/layout.cu",
     text: include_str!("layout.cu"),
-    assertions: LayoutParams::assertions,
+    assertions: || LayoutParams::assertions() + &assertions(),
 };
+
+/// Words of the structs of layout.cu and packed.cuh.
+const HEADER_WORDS: usize = 3;
+const SEGMENT_WORDS: usize = 5;
+const COUNT_WORDS: usize = 6;
+const SPAN_WORDS: usize = 6;
+const TILE_WORDS: usize = 2;
+
+/// C++ assertions that the structs have as many words as there is room for, and tiles as many rows.
+fn assertions() -> String {
+    let structs = [
+        ("Header", HEADER_WORDS),
+        ("Segment", SEGMENT_WORDS),
+        ("Counts", COUNT_WORDS),
+        ("Span", SPAN_WORDS),
+        ("Tile", TILE_WORDS),
+    ];
+    let assertion = |(name, words): (&str, usize)| {
+        format!("static_assert(sizeof({name}) == {}, \"{name}: size\");\n", 4 * words)
+    };
+    structs.map(assertion).concat()
+        + &format!("static_assert(TILE_ROWS == {TILE_ROWS}, \"rows of a tile\");\n")
+}
 
 fn instance() -> Instance {
     Instance {
@@ -62,9 +85,9 @@ pub(crate) struct DeviceLayout {
     pub(crate) cu_seqlens: u64,
     /// `[C]`
     pub(super) position_ids: u64,
-    /// Spans as in attention.cu, `[C, 6]`.
+    /// Spans as in packed.cuh, `[C, 6]`.
     pub(super) spans: u64,
-    /// `span, block` each, `[C + C / 64, 2]`.
+    /// `span, block` each, `[tiles_bound(C), 2]`.
     pub(super) tiles: u64,
     /// `[C]`
     pub(super) scored_rows: u64,
@@ -89,16 +112,16 @@ pub(super) enum Count {
 impl DeviceLayout {
     pub(super) fn new(stream: &CudaStream, capacity: usize) -> Result<Self, Error> {
         let words = [
-            3,
-            5 * capacity,
-            6,
+            HEADER_WORDS,
+            SEGMENT_WORDS * capacity,
+            COUNT_WORDS,
             capacity + 1,
             capacity,
-            6 * capacity,
-            2 * tiles_bound(capacity),
+            SPAN_WORDS * capacity,
+            TILE_WORDS * tiles_bound(capacity),
             capacity,
             capacity,
-            6 * capacity,
+            SPAN_WORDS * capacity,
         ];
         let (allocation, at) = stream.device().allocate(&words.map(|words| 4 * words))?;
         Ok(Self {

@@ -227,9 +227,10 @@ impl LayoutBuffer {
         }
     }
 
-    /// Makes this the layout of `from` once every `ratio` passage rows have become one.
+    /// Makes this the layout of `from` once every `ratio` passage rows have become one. It has room for whatever `from` has room
+    /// for: a recorded compression serves other batches, of any number of segments.
     pub fn compress(&mut self, stream: &Stream, from: &Self, ratio: usize) -> Result<(), Error> {
-        check_length("layout", "capacity", self.capacity, from.bounds.tokens)?;
+        check_length("layout", "capacity", self.capacity, from.capacity)?;
         self.layout = Layout::new(from.layout.segments.compressed(ratio));
         self.bounds = from.bounds;
         match (stream, &self.device, &from.device) {

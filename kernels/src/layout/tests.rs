@@ -202,3 +202,17 @@ fn batches_beyond_the_capacity_or_their_bounds_are_refused() {
     assert!(buffer.load(does_not, bounds).is_err());
     assert_eq!((buffer.host(), buffer.bounds()), (&fits, bounds));
 }
+
+/// Segments without a row count too: a batch of no rows may have as many as there is room for.
+#[test]
+fn a_compression_needs_the_room_of_what_it_compresses() {
+    let stream = Stream::cpu(Some(1)).unwrap();
+    let empty = Segment { is_scored: false, ..segment(0, 0, 0, Before::Nothing) };
+    let mut buffer = LayoutBuffer::new(&stream, 16).unwrap();
+    buffer.load(layout(&[empty; 16]), Bounds { tokens: 4, seqs: 0 }).unwrap();
+    let refused = LayoutBuffer::new(&stream, 8).unwrap().compress(&stream, &buffer, 2);
+    let Err(Error::Length { operand: "capacity", expected: 16, found: 8, .. }) = refused else {
+        panic!("{refused:?}")
+    };
+    LayoutBuffer::new(&stream, 16).unwrap().compress(&stream, &buffer, 2).unwrap();
+}

@@ -18,7 +18,7 @@ parameter_block! {
 static SOURCE: Source = Source {
     path: "rms_norm/rms_norm.cu",
     text: include_str!("rms_norm.cu"),
-    assertions: RmsNormParams::assertions,
+    assertions: || RmsNormParams::assertions() + &row::assertions(),
 };
 
 const KERNEL: &str = "rms_norm";

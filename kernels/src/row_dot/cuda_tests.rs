@@ -1,7 +1,5 @@
 use super::row_dot;
-use crate::test_checks::{
-    Checked, UNIT, close, fresh, in_words, operand, same_bits, size_on_device, untouched,
-};
+use crate::test_checks::{Checked, UNIT, close, fresh, in_words, operand, same_bits_anywhere, untouched};
 use crate::test_devices::{OPERAND_TYPES, device, under_schedules};
 use crate::testing::values;
 use crate::{Buffer, Role, Size, Stream};
@@ -66,15 +64,8 @@ fn small_shapes_under_every_schedule() {
 fn a_row_has_the_same_bits_anywhere() {
     for stream in OPERAND_TYPES.into_iter().filter_map(device) {
         for hidden in [768, 3584, 10_000] {
-            let rows = 40;
-            let whole = dot(&stream, 0..rows, hidden, Some(30.0), rows.into()).unwrap();
-            let (_memory, size) = size_on_device(&stream, rows, 100).unwrap();
-            let counted = dot(&stream, 0..rows, hidden, Some(30.0), size).unwrap();
-            same_bits("counted on the device", &whole, &counted).unwrap();
-            for row in [0, 7, 39] {
-                let alone = dot(&stream, row..row + 1, hidden, Some(30.0), 1.into()).unwrap();
-                same_bits("alone", &alone, &whole[row..row + 1]).unwrap();
-            }
+            let run = |rows, size| dot(&stream, rows, hidden, Some(30.0), size);
+            same_bits_anywhere(&stream, 40, run).unwrap();
         }
     }
 }

@@ -20,7 +20,7 @@ parameter_block! {
 static SOURCE: Source = Source {
     path: "sandwich_norm/sandwich_norm.cu",
     text: include_str!("sandwich_norm.cu"),
-    assertions: SandwichNormParams::assertions,
+    assertions: || SandwichNormParams::assertions() + &row::assertions(),
 };
 
 const KERNEL: &str = "sandwich_norm";

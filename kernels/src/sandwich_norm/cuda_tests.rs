@@ -1,8 +1,8 @@
 use super::sandwich_norm;
 use crate::rms_norm::RmsNorm;
-use crate::test_checks::{self, Checked, RMS_NORM_BOUND, UNIT};
 use crate::test_checks::{
-    close, fresh, in_words, operand, rounding, same_bits, size_on_device, untouched, wide,
+    self, Checked, NORM_SHAPES, RMS_NORM_BOUND, UNIT, close, every_norm, fresh, in_words, operand, rounding,
+    same_bits_anywhere, untouched, wide,
 };
 use crate::test_devices::{OPERAND_TYPES, device, under_schedules};
 use crate::testing::values;
@@ -10,7 +10,7 @@ use crate::{Buffer, Role, Size, Stream};
 
 const EPS: (f32, f32) = (1e-6, 1e-5);
 
-/// Rows `rows` of matrices of this width, the results compared with f64; both, one behind the other.
+/// Rows `rows` of matrices of this width, the results compared with f64; of each row `x`, then `out`.
 fn norm(stream: &Stream, rows: std::ops::Range<usize>, hidden: usize, num_rows: Size) -> Checked<Vec<f32>> {
     let (rows, n) = (rows.start * hidden..rows.end * hidden, rows.len() * hidden);
     let part = |seed| values(seed, rows.end)[rows.clone()].to_vec();
@@ -41,12 +41,15 @@ fn norm(stream: &Stream, rows: std::ops::Range<usize>, hidden: usize, num_rows: 
     }
     untouched("x", &x[n..])?;
     untouched("out", &out[n..])?;
-    Ok([&x[..n], &out[..n]].concat())
+    Ok(x.chunks(hidden)
+        .zip(out.chunks(hidden))
+        .take(n / hidden)
+        .flat_map(|(x, out)| [x, out].concat())
+        .collect())
 }
 
 fn small(stream: &Stream) -> Checked {
-    // Of every instance one shape with more rows than blocks.
-    for (rows, hidden) in [(1, 8), (100, 72), (5, 1000), (50, 1032), (26, 2304), (14, 4104)] {
+    for (rows, hidden) in NORM_SHAPES {
         norm(stream, 0..rows, hidden, rows.into())?;
     }
     Ok(())
@@ -65,26 +68,12 @@ fn small_shapes_under_every_schedule() {
 
 #[test]
 fn every_instance() {
-    for stream in OPERAND_TYPES.into_iter().filter_map(device) {
-        for hidden in [64, 768, 1024, 2048, 2304, 3584, 4096, 8192] {
-            for rows in [0, 1, 17] {
-                norm(&stream, 0..rows, hidden, rows.into()).unwrap();
-            }
-        }
-    }
+    every_norm(|stream, rows, hidden| norm(stream, 0..rows, hidden, rows.into()).map(drop));
 }
 
 #[test]
 fn a_row_has_the_same_bits_anywhere() {
     for stream in OPERAND_TYPES.into_iter().filter_map(device) {
-        let (rows, hidden) = (20, 3584);
-        let whole = norm(&stream, 0..rows, hidden, rows.into()).unwrap();
-        let (_memory, size) = size_on_device(&stream, rows, 100).unwrap();
-        same_bits("counted on the device", &whole, &norm(&stream, 0..rows, hidden, size).unwrap()).unwrap();
-        for row in [0, 7, 19] {
-            let alone = norm(&stream, row..row + 1, hidden, 1.into()).unwrap();
-            same_bits("x alone", &alone[..hidden], &whole[row * hidden..][..hidden]).unwrap();
-            same_bits("out alone", &alone[hidden..], &whole[(rows + row) * hidden..][..hidden]).unwrap();
-        }
+        same_bits_anywhere(&stream, 20, |rows, size| norm(&stream, rows, 3584, size)).unwrap();
     }
 }
