@@ -62,9 +62,11 @@ DEV void tma_store(const TensorMap* map, u32 source, i32 x, i32 y) {
 DEV void tma_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
 // Waits until at most `N` of this thread's groups of stores have yet to read shared memory. Also before the block ends.
 template <int N> DEV void tma_wait_read() { asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(N) : "memory"); }
-// Hints: the map's descriptor, or `bytes` of global memory (both a multiple of 16) into L2.
+// Hints: the map itself, or its box at column `x`, row `y` into L2.
 DEV void prefetch_map(const TensorMap* map) { asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory"); }
-DEV void prefetch_l2(const void* address, u32 bytes) { asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(address), "r"(bytes) : "memory"); }
+DEV void tma_prefetch(const TensorMap* map, i32 x, i32 y) {
+  asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global.tile [%0, {%1, %2}];" ::"l"(map), "r"(x), "r"(y) : "memory");
+}
 
 // ---- matrix products of a warpgroup: four warps, the first a multiple of four
 
