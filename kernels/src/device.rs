@@ -6,7 +6,7 @@ use std::thread::{self, ThreadId};
 
 use crate::compile::Compiler;
 use crate::driver::{
-    Counters, Driver, EmulatorOptions, Event, Function, Graph, Launch, Properties, Resources,
+    Counters, Driver, EmulatorOptions, Event, Function, Graph, Launch, Properties, Resources, TensorMap,
 };
 use crate::error::DeviceError;
 use crate::params::{Instance, ParameterBlock, narrow};
@@ -216,12 +216,13 @@ impl Device {
         Ok(loaded)
     }
 
-    /// Launches `instance` with a block for each of `items`, or as many as the device holds at the same time. Without an item
-    /// nothing is launched.
+    /// Launches `instance` with a cluster of blocks for each of `items`, or as many as the device holds at the same time. Without an
+    /// item nothing is launched.
     pub(crate) fn launch(
         &self,
         instance: &Instance,
         items: usize,
+        maps: &[TensorMap],
         pointers: &[u64],
         params: &impl ParameterBlock,
     ) -> Result<(), Error> {
@@ -232,12 +233,15 @@ impl Device {
         crate::launched::note(&instance.name);
         let Loaded { function, .. } =
             self.function(instance).map_err(|error| self.name_kernels(error, &[]))?;
-        let resident = self.properties.num_sms * instance.blocks_per_sm;
+        let resident = self.properties.num_sms * instance.blocks_per_sm / instance.cluster;
+        let encode = |map| self.driver.encode(map).map_err(|error| self.name_kernels(error, &[]));
         let launch = Launch {
             function,
-            blocks: narrow(items).min(resident.max(1)),
+            blocks: narrow(items).min(resident.max(1)) * instance.cluster,
             threads: instance.threads,
             shared_bytes: instance.shared_bytes,
+            cluster: instance.cluster,
+            maps: maps.iter().map(encode).collect::<Result<_, _>>()?,
             pointers: pointers.to_vec(),
             params: words(params),
         };

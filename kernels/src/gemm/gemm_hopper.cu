@@ -23,7 +23,7 @@ struct Cooperative {
 };
 
 struct PingPong {
-  static constexpr u32 BLOCK_M = 64, BLOCK_N = 256, CONSUMERS = 2, NUM_STAGES = 4, CLUSTER = 1, BAND = 32;
+  static constexpr u32 BLOCK_M = 64, BLOCK_N = 256, CONSUMERS = 2, NUM_STAGES = 4, CLUSTER = 2, BAND = 16;
 };
 
 // For few rows: more blocks, all of them on few rows of a. With BAND 1 the columns of a block's first tile follow from its index alone.

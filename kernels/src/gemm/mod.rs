@@ -34,6 +34,7 @@ mod cpu;
 mod cuda;
 #[cfg(test)]
 pub(crate) mod cuda_tests;
+mod hopper;
 mod matrix;
 #[cfg(test)]
 mod tests;
