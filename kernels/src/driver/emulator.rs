@@ -94,6 +94,7 @@ impl std::ops::AddAssign for Counters {
 struct AbiLaunch {
     kernel: *const c_char,
     blocks: u32,
+    cluster: u32,
     threads: u32,
     shared_bytes: u32,
     args: *mut *mut c_void,
@@ -366,6 +367,7 @@ impl Emulator {
         let abi = AbiLaunch {
             kernel: kernel.as_ptr(),
             blocks: launch.blocks,
+            cluster: launch.cluster,
             threads: launch.threads,
             shared_bytes: launch.shared_bytes,
             args: args.as_mut_ptr(),

@@ -4,10 +4,9 @@
 // as far ahead as the ring is long and across the ends of tiles. The other warpgroups consume: each multiplies 64 rows of a tile in
 // registers. Two mbarriers hand over a stage: `full` once its bytes have come, `empty` once every warp is through with it.
 //
-// Two schedules. Cooperative: both consumers work on the same tile, two times 64 rows. That moves the fewest bytes for a product, and two blocks of
-// a cluster share the columns of b besides; the epilogue stands still in front of the tensor cores, which a long k makes up for. Ping-pong: the
-// consumers take turns at tiles of 64 rows, and one's epilogue runs under the other's products. They need no order but the ring's, whose
-// stages come tile by tile.
+// Two schedules. Cooperative: both consumers work on the same tile, two times 64 rows. That moves the fewest bytes for a product; the
+// tensor cores stand still during the epilogue, which a long k makes up for. Ping-pong: the consumers take turns at tiles of 64 rows, and
+// one's epilogue runs under the other's products. In both, two blocks of a cluster work one below the other and fetch rows of b together.
 //
 // Every tile adds the same products in the same ascending order of k, so an element's bits depend neither on the tile nor on m.
 #include "../hopper.cuh"
@@ -45,7 +44,9 @@ template <class Tile> constexpr u32 A_BYTES = Tile::BLOCK_M * LINE_BYTES;
 template <class Tile> constexpr u32 STAGE_BYTES = (Tile::BLOCK_M + Tile::BLOCK_N) * LINE_BYTES;
 template <class Tile> constexpr u32 BOXES = Tile::NUM_STAGES * STAGE_BYTES<Tile>;
 template <class Tile> constexpr u32 BARRIERS = BOXES<Tile> + Tile::CONSUMERS * NUM_BOXES * BOX_BYTES;
-template <class Tile> constexpr u32 SHARED_BYTES = BARRIERS<Tile> + 2 * Tile::NUM_STAGES * 8;
+// Full ones, empty ones, and the turns of consumers.
+template <class Tile> constexpr u32 TURNS = BARRIERS<Tile> + 2 * Tile::NUM_STAGES * 8;
+template <class Tile> constexpr u32 SHARED_BYTES = TURNS<Tile> + Tile::CONSUMERS * 8;
 // Whether the consumers take turns.
 template <class Tile> constexpr bool ALTERNATES = Tile::BLOCK_M < 64 * Tile::CONSUMERS;
 
@@ -122,8 +123,23 @@ template <class Tile> DEV void release(const Ring<Tile>& ring) {
   }
 }
 
+// Consumers that alternate multiply one after the other. Each waits for its turn at an mbarrier of its own, where the one before it arrives as soon as its
+// last products are issued: the tensor cores see no gap. Without that, a consumer could be more than a round of the ring ahead, where
+// a stage's parity cannot tell that it is too early.
+template <class Tile> DEV void wait_for_turn(u32 consumer, u32 turn) {
+  // The first consumer's first turn is at once.
+  const u32 phase = consumer == 0 ? turn + 1 : turn;
+  if constexpr (ALTERNATES<Tile>) mbarrier_wait(smem_base() + TURNS<Tile> + consumer * 8, phase & 1);
+}
+template <class Tile> DEV void pass_turn(u32 consumer) {
+  if constexpr (ALTERNATES<Tile>) {
+    if (threadIdx.x % 32 == 0) mbarrier_arrive(smem_base() + TURNS<Tile> + (consumer + 1) % Tile::CONSUMERS * 8);
+  }
+}
+
 // acc = the products of a tile, from this consumer's rows of each stage on.
-template <class T, class Tile> DEV void multiply(float (&acc)[Tile::BLOCK_N / 2], Ring<Tile>& ring, u32 rows, u32 num_steps) {
+template <class T, class Tile> DEV void multiply(float (&acc)[Tile::BLOCK_N / 2], Ring<Tile>& ring, u32 consumer, u32 num_steps) {
+  const u32 rows = ALTERNATES<Tile> ? 0 : consumer * 64;
   Ring<Tile> before = ring;
   for (u32 step = 0; step < num_steps; ++step) {
     mbarrier_wait(ring.full(), ring.parity);
@@ -138,6 +154,7 @@ template <class T, class Tile> DEV void multiply(float (&acc)[Tile::BLOCK_N / 2]
     before = ring;
     ring.advance(1);
   }
+  pass_turn<Tile>(consumer);
   wgmma_wait<0>();
   release(before);
 }
@@ -171,7 +188,7 @@ DEV void store(T* d, const TensorMap* map_d, float (&acc)[Tile::BLOCK_N / 2], u3
     const u32 col = first_col + first;
     if (col >= outputs) break;
 
-    // The box is free again when the last store but one has read it.
+    // The box is free again when the last group but one has been read: one is committed for each box, empty where threads store it.
     const u32 smem = boxes + box * BOX_BYTES;
     box = (box + 1) % NUM_BOXES;
     if (thread == 0) tma_wait_read<NUM_BOXES - 1>();
@@ -190,10 +207,7 @@ DEV void store(T* d, const TensorMap* map_d, float (&acc)[Tile::BLOCK_N / 2], u3
     if (origin.row + BOX_ROWS <= m) {
       proxy_fence();
       sync_named(1 + consumer, 128);
-      if (thread == 0) {
-        tma_store(map_d, smem, col, origin.row);
-        tma_commit();
-      }
+      if (thread == 0) tma_store(map_d, smem, col, origin.row);
     } else {
       // Behind the last row d may hold what is none of ours: the map does not know where that is.
       sync_named(1 + consumer, 128);
@@ -203,6 +217,7 @@ DEV void store(T* d, const TensorMap* map_d, float (&acc)[Tile::BLOCK_N / 2], u3
         if (origin.row + row < m && col + chunk * 8 < outputs) *(u32x4*)(d + (u64)(origin.row + row) * outputs + col + chunk * 8) = {words.x, words.y, words.z, words.w};
       }
     }
+    if (thread == 0) tma_commit();
   }
 }
 
@@ -227,8 +242,7 @@ DEV void consume(void* d, const TensorMap* map_d, const Tiles<Tile>& tiles, u32 
       continue;
     }
     Origin origin = tiles.origin_of(tile);
-    const u32 rows = ALTERNATES<Tile> ? 0 : consumer * 64;
-    origin.row += rows;
+    if constexpr (!ALTERNATES<Tile>) origin.row += consumer * 64;
     if constexpr (Epilogue::FORM == Form::RESIDUAL) {
       // What the products are added to comes under them as far as L2.
       if (threadIdx.x % 128 == 0 && origin.row < m) {
@@ -236,7 +250,8 @@ DEV void consume(void* d, const TensorMap* map_d, const Tiles<Tile>& tiles, u32 
       }
     }
     float acc[Tile::BLOCK_N / 2];
-    multiply<T>(acc, ring, rows, num_steps);
+    wait_for_turn<Tile>(consumer, turn / Tile::CONSUMERS);
+    multiply<T>(acc, ring, consumer, num_steps);
     if (origin.row >= m) continue;
     if constexpr (Epilogue::FORM == Form::RESIDUAL) {
       add_residual<Tile>((float*)d, acc, origin, m, p);
@@ -271,6 +286,7 @@ gemm_hopper(TENSOR_MAP map_d, TENSOR_MAP map_a, TENSOR_MAP map_b, void* d, const
       // Every warp of the consumers that share the stage, in every block of the cluster.
       mbarrier_init(ring.empty(), Tile::CLUSTER * Tile::BLOCK_M / 64 * 4);
     }
+    for (u32 consumer = 0; consumer < Tile::CONSUMERS; ++consumer) mbarrier_init(smem_base() + TURNS<Tile> + consumer * 8, 4);
     mbarrier_init_fence();
     if constexpr (Tile::BAND == 1) {
       const u32 col = blockIdx.x % ceil_div(p.n, Tile::BLOCK_N) * Tile::BLOCK_N;

@@ -53,10 +53,10 @@ impl Tile {
         (self.block_m + self.block_n) * 2 * SWIZZLED_COLUMNS
     }
 
-    /// Stages, two boxes for each consumer, two barriers for each stage.
+    /// Stages, two boxes for each consumer, two barriers for each stage and one for each consumer.
     fn shared_bytes(self) -> u32 {
         let boxes = self.consumers * 2 * CONSUMER_ROWS * 2 * SWIZZLED_COLUMNS;
-        self.num_stages * self.stage_bytes() + boxes + self.num_stages * 16
+        self.num_stages * self.stage_bytes() + boxes + 16 * self.num_stages + 8 * self.consumers
     }
 
     /// Whether the consumers take turns at tiles.
