@@ -176,9 +176,5 @@ inline void wait_for_stores(u32 in_flight) {
 inline void check_prefetched_map(const TensorMap* map, Site at) {
   if (reinterpret_cast<uintptr_t>(map) % 64 != 0) fault(at, "the tensor map is not aligned to 64");
 }
-inline void check_prefetch(const void* address, u32 bytes, Site at) {
-  if (reinterpret_cast<uintptr_t>(address) % 16 != 0) fault(at, "global address %p is not a multiple of 16", address);
-  if (bytes % 16 != 0) fault(at, "a prefetch of %u bytes: expected a multiple of 16", bytes);
-}
 
 }  // namespace emulator

@@ -5,8 +5,8 @@
 // so a race is found under a schedule where it does no harm. (FastTrack, Flanagan and Freund 2009, without its
 // compression of reads to one epoch.)
 //
-// Threads are those of all blocks of a cluster, and so is the memory. The same shadow memory tells words that were never
-// written in this cluster, and words that a copy in flight will write.
+// Threads and memory are those of all blocks of a cluster. The same shadow memory tells words that were never written,
+// and words that a copy in flight will write.
 #pragma once
 
 #include <algorithm>
@@ -25,7 +25,7 @@ struct Access {
   Site at = {"", 0};
 };
 
-// A few words of a report. Not a std::string: a fault leaves the stack as it is.
+// A few words of a report. Not a std::string: a fault abandons the stack, and nothing there is destroyed.
 struct Words {
   char text[64];
 };
@@ -168,6 +168,7 @@ class RaceDetector {
     for (u32 i = address / 4; i < (address + bytes) / 4; i++) {
       Word& word = fresh(i);
       check_writable(word, i, thread, at);
+      if (word.written) check_fenced("write over", word, i, thread, at);
       forget_reads(word);
       word.written = true;
       word.write = {agent, time, at};
@@ -178,7 +179,7 @@ class RaceDetector {
     for (u32 i = address / 4; i < (address + bytes) / 4; i++) {
       Word& word = fresh(i);
       check_readable(word, i, thread, at);
-      check_fenced(word, i, thread, at);
+      check_fenced("read of", word, i, thread, at);
       note_read(word, {agent, time, at});
     }
   }
@@ -195,7 +196,7 @@ class RaceDetector {
       if (!same) {
         for (u32 thread = first + 31; thread < first + 128; thread += 32) {
           check_readable(word, i, thread, at);
-          check_fenced(word, i, thread, at);
+          check_fenced("read of", word, i, thread, at);
         }
         seen_ = write;
         seen_by_ = first;
@@ -245,7 +246,7 @@ class RaceDetector {
 
   void check_readable(const Word& word, u32 i, u32 thread, Site at) const {
     if (word.in_flight) conflict("read", "the asynchronous copy in flight", word.write, i, at);
-    if (!word.written) fault(at, "read of the shared word at %s, which was never written", place(i).text);
+    if (!word.written) fault(at, "read of the shared word at %s, which this block has never written", place(i).text);
     if (!ordered(word.write, thread)) conflict("read", "the write", word.write, i, at);
   }
 
@@ -258,14 +259,14 @@ class RaceDetector {
   }
 
   // The first fence since the write must be there, and `thread` ordered after it.
-  void check_fenced(const Word& word, u32 i, u32 thread, Site at) const {
+  void check_fenced(const char* access, const Word& word, u32 i, u32 thread, Site at) const {
     const u32 writer = word.write.agent;
     if (writer >= threads_) return;
     const std::vector<u32>& fences = fences_[writer];
     if (word.fences < fences.size() && fences[word.fences] <= clocks_[thread][writer]) return;
-    fault(at, "asynchronous read of the shared word at %s, stored by %s at %s:%u without a proxy_fence%s",
+    fault(at, "asynchronous %s the shared word at %s, stored by %s at %s:%u without a proxy_fence%s", access,
           place(i).text, name(writer).text, file_name(word.write.at), word.write.at.line,
-          word.fences < fences.size() ? " before what orders this read after the store" : "");
+          word.fences < fences.size() ? " before what orders the two" : "");
   }
 
   Words place(u32 i) const { return in_block("byte %u", i * 4 % block_bytes_, i * 4 / block_bytes_); }

@@ -61,7 +61,10 @@ class Machine {
   Block& block() { return blocks_[current->block]; }
   Barrier& barrier(u32 id) { return id == CLUSTER_BARRIER ? cluster_barrier_ : block().barriers[id]; }
   // Threads that will not come to the barrier.
-  u32 exited(u32 barrier) { return barrier == CLUSTER_BARRIER ? exited_ : barrier == BLOCK_BARRIER ? block().exited : 0; }
+  u32 exited(u32 barrier) {
+    if (barrier == CLUSTER_BARRIER) return exited_;
+    return barrier == BLOCK_BARRIER ? block().exited : 0;
+  }
 
   // Where a shared address of a block lies in the memory of its cluster; without `rank`, of the running thread's.
   u32 place(u32 rank, u32 address, u32 bytes, Site at) const {

@@ -75,18 +75,20 @@ template <u32 N>
 inline void multiply_two_rows(float (&products)[2][N], const float (&upper)[16], const float (&lower)[16],
                               const float (&b)[16][N]) {
   for (u32 column = 0; column < N; column += 16) {
-    Float8 sums[2][2] = {};
+    Float8 upper_left = {}, upper_right = {}, lower_left = {}, lower_right = {};
     for (u32 k = 0; k < 16; k++) {
       Float8 left, right;
       memcpy(&left, &b[k][column], 32);
       memcpy(&right, &b[k][column + 8], 32);
-      sums[0][0] += upper[k] * left;
-      sums[0][1] += upper[k] * right;
-      sums[1][0] += lower[k] * left;
-      sums[1][1] += lower[k] * right;
+      upper_left += upper[k] * left;
+      upper_right += upper[k] * right;
+      lower_left += lower[k] * left;
+      lower_right += lower[k] * right;
     }
-    memcpy(&products[0][column], sums[0], 64);
-    memcpy(&products[1][column], sums[1], 64);
+    memcpy(&products[0][column], &upper_left, 32);
+    memcpy(&products[0][column + 8], &upper_right, 32);
+    memcpy(&products[1][column], &lower_left, 32);
+    memcpy(&products[1][column + 8], &lower_right, 32);
   }
 }
 

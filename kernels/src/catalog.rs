@@ -24,6 +24,7 @@ pub(crate) fn instances() -> Vec<Instance> {
         crate::gather_rows::instances(),
         crate::gemm::instances(),
         crate::hardware_tests::instances(),
+        crate::hardware_tests_hopper::instances(),
         crate::l2_normalize::instances(),
         crate::layout::instances(),
         crate::pack_weights::instances(),

@@ -14,10 +14,11 @@ enum class Fault : u32 {
   own_part_expected,
   extra_load,
   too_many_registers,
-  registers_taken_before,
+  fewer_registers,
   operand_between_groups,
   no_proxy_fence,
   proxy_fence_after_the_barrier,
+  load_over_stores,
   no_barrier_before_the_store,
   no_wait_before_reuse,
   wait_for_one_too_few,
@@ -33,8 +34,8 @@ struct Params {
   u32 m, n, k, unused;
 };
 
-// d[m, n] = a[m, k] * b[n, k] transposed, through shared memory: clusters of BLOCKS blocks walk over tiles of 128 BLOCKS
-// rows and N columns. A block has 128 rows of a; of b, each block loads a part for all. One warpgroup loads, two
+// d[m, n] = a[m, k] * b[n, k] transposed, through shared memory: clusters of BLOCKS blocks walk over tiles of 128
+// BLOCKS rows and N columns. A block has 128 rows of a; of b, each block loads a part for all. One warpgroup loads, two
 // multiply; three stages of 64 elements of k. Staging: for each of the two, two boxes of 64 rows and 64 columns.
 template <class T, u32 BLOCKS, u32 N, Fault FAULT>
 KERNEL_CLUSTER(384, BLOCKS) multiply(TENSOR_MAP d, TENSOR_MAP a, TENSOR_MAP b, Params p) {
@@ -53,6 +54,7 @@ KERNEL_CLUSTER(384, BLOCKS) multiply(TENSOR_MAP d, TENSOR_MAP a, TENSOR_MAP b, P
     mbarrier_init_fence();
     prefetch_map(&a);
   }
+  if (FAULT == Fault::load_over_stores) sts32(a_stages + thread * 4, 0);
   if (FAULT == Fault::no_sync_before_reaching) {
     sync_block();
   } else {
@@ -88,8 +90,7 @@ KERNEL_CLUSTER(384, BLOCKS) multiply(TENSOR_MAP d, TENSOR_MAP a, TENSOR_MAP b, P
     }
     if (FAULT == Fault::sync_by_some && thread >= 352) return;
   } else {
-    constexpr u32 REGISTERS = FAULT == Fault::too_many_registers ? 240 : FAULT == Fault::registers_taken_before ? 160 : 232;
-    take_registers<REGISTERS>();
+    take_registers<FAULT == Fault::too_many_registers ? 240 : FAULT == Fault::fewer_registers ? 160 : 232>();
     const u32 warp = thread / 32 % 4, lane = thread % 32, leader = thread % 128 == 0;
     u32 boxes = 0;
     for (u32 tile = blockIdx.x / BLOCKS; tile < tiles; tile += gridDim.x / BLOCKS) {
@@ -115,7 +116,8 @@ KERNEL_CLUSTER(384, BLOCKS) multiply(TENSOR_MAP d, TENSOR_MAP a, TENSOR_MAP b, P
       // 64 columns at a time, in turn by two boxes.
       for (u32 i = 0; i < N / 64; i++, boxes++) {
         const u32 box = staging + (group * 2 + boxes % 2) * BOX_BYTES;
-        if (leader && FAULT != Fault::no_wait_before_reuse) tma_wait_read<FAULT == Fault::wait_for_one_too_few ? 2 : 1>();
+        constexpr int IN_FLIGHT = FAULT == Fault::wait_for_one_too_few ? 2 : 1;
+        if (leader && FAULT != Fault::no_wait_before_reuse) tma_wait_read<IN_FLIGHT>();
         sync_named(1 + group, 128);
         for (u32 g = 0; g < 8; g += 2) {
           const float* v = sums + (i * 8 + g) * 4;

@@ -35,6 +35,9 @@ DEV float gelu_tanh(float x) {
   return over_one_plus_exp2(x, MINUS_TWO_LOG2E_SQRT_2_OVER_PI * fma(0.044715f * x * x, x, x));
 }
 
+// Two neighbouring values, the first at an even index.
+DEV u32x2 pair_at(const float* values, u32 index) { return *(const u32x2*)(values + index); }
+
 // `apply` works on two neighbouring columns of a row, `col` even. Multiply-adds are spelled out: every instance rounds alike.
 struct Elementwise {
   static constexpr Form FORM = Form::ELEMENTWISE;
@@ -44,20 +47,23 @@ struct None : Elementwise {
 };
 struct Bias : Elementwise {
   static DEV void apply(float& x0, float& x1, u32, u32 col, const Operands& o, const GemmParams&) {
-    x0 += o.bias[col];
-    x1 += o.bias[col + 1];
+    const u32x2 bias = pair_at(o.bias, col);
+    x0 += bits_to_float(bias.x);
+    x1 += bits_to_float(bias.y);
   }
 };
 struct BiasGeluErf : Elementwise {
-  static DEV void apply(float& x0, float& x1, u32, u32 col, const Operands& o, const GemmParams&) {
-    x0 = gelu_erf(x0 + o.bias[col]);
-    x1 = gelu_erf(x1 + o.bias[col + 1]);
+  static DEV void apply(float& x0, float& x1, u32 row, u32 col, const Operands& o, const GemmParams& p) {
+    Bias::apply(x0, x1, row, col, o, p);
+    x0 = gelu_erf(x0);
+    x1 = gelu_erf(x1);
   }
 };
 struct BiasTanh : Elementwise {
-  static DEV void apply(float& x0, float& x1, u32, u32 col, const Operands& o, const GemmParams&) {
-    x0 = tanhf(x0 + o.bias[col]);
-    x1 = tanhf(x1 + o.bias[col + 1]);
+  static DEV void apply(float& x0, float& x1, u32 row, u32 col, const Operands& o, const GemmParams& p) {
+    Bias::apply(x0, x1, row, col, o, p);
+    x0 = tanhf(x0);
+    x1 = tanhf(x1);
   }
 };
 // The rows of b are permuted within each head, so that the two halves of a rotated pair are neighbouring columns.
