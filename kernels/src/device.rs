@@ -18,6 +18,8 @@ const STAGING_BYTES: usize = 32 << 20;
 const ALIGNMENT: usize = 256;
 /// Runs kernels one at a time, so that a failure is that of the kernel named.
 const SYNCHRONOUS_VARIABLE: &str = "OUTCROP_SYNCHRONOUS";
+/// Keeps to the kernels that run on every GPU, where there are others for this one: to compare them.
+const PORTABLE_VARIABLE: &str = "OUTCROP_PORTABLE_KERNELS";
 
 /// One GPU with one stream: what is submitted runs in the order of submission.
 pub(crate) struct Device {
@@ -31,6 +33,7 @@ pub(crate) struct Device {
     /// Kernels submitted since the stream was last waited for.
     under_way: Mutex<Vec<String>>,
     is_synchronous: bool,
+    is_portable: bool,
 }
 
 /// Launches of one thread, and the distinct kernels among them.
@@ -95,12 +98,18 @@ impl Device {
             staging: Mutex::new(Staging { memory, used: 0 }),
             recording: Mutex::default(),
             under_way: Mutex::default(),
-            is_synchronous: std::env::var_os(SYNCHRONOUS_VARIABLE).is_some_and(|value| value != "0"),
+            is_synchronous: is_set(SYNCHRONOUS_VARIABLE),
+            is_portable: is_set(PORTABLE_VARIABLE),
         }))
     }
 
     pub(crate) fn properties(&self) -> &Properties {
         &self.properties
+    }
+
+    /// Whether kernels that only Hopper runs are to be launched.
+    pub(crate) fn is_hopper(&self) -> bool {
+        self.properties.compute_capability == (9, 0) && !self.is_portable
     }
 
     /// Free memory and memory in all.
@@ -363,6 +372,11 @@ impl<K: std::hash::Hash + Eq> Recordings<K> {
         self.graphs.insert(key, recording);
         Ok(())
     }
+}
+
+/// Whether an environment variable is there and not 0.
+fn is_set(variable: &str) -> bool {
+    std::env::var_os(variable).is_some_and(|value| value != "0")
 }
 
 /// Adds a name to those that are there.

@@ -1,6 +1,6 @@
 //! NVIDIA's driver: one context and one stream per device.
 
-use std::ffi::{CStr, CString, c_int, c_void};
+use std::ffi::{CStr, CString, c_int};
 use std::ptr;
 
 use cudarc::driver::sys;

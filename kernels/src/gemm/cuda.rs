@@ -177,7 +177,7 @@ pub(super) fn gemm(
     let a_address = on.operand("a", a)?;
     let b_address = weights.address_of(first_row * b.k());
     let (device, epilogue) = (stream.device(), name_of(epilogue));
-    if hopper::runs_on(device) {
+    if device.is_hopper() {
         let operands = hopper::Operands {
             d: d_address,
             d_rows: d.len() / outputs,

@@ -20,8 +20,8 @@ const CONSUMER_ROWS: u32 = 64;
 
 /// What a block computes at a time, and how: a tile of gemm_hopper.cu.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Tile {
-    name: &'static str,
+pub(super) struct Tile {
+    pub(super) name: &'static str,
     block_m: u32,
     block_n: u32,
     consumers: u32,
@@ -37,12 +37,7 @@ const NARROW128: Tile =
     Tile { name: "Narrow128", block_m: 64, block_n: 128, consumers: 1, num_stages: 8, cluster: 1 };
 const NARROW64: Tile =
     Tile { name: "Narrow64", block_m: 64, block_n: 64, consumers: 1, num_stages: 8, cluster: 1 };
-const TILES: [Tile; 4] = [COOPERATIVE, PING_PONG, NARROW128, NARROW64];
-
-/// Whether blocks of this device run the file.
-pub(super) fn runs_on(device: &Device) -> bool {
-    device.properties().compute_capability == (9, 0)
-}
+pub(super) const TILES: [Tile; 4] = [COOPERATIVE, PING_PONG, NARROW128, NARROW64];
 
 impl Tile {
     fn threads(self) -> u32 {
@@ -65,7 +60,7 @@ impl Tile {
     }
 
     /// Whether its outputs are whole boxes: a gated tile has half as many columns of them.
-    fn can(self, epilogue: &str) -> bool {
+    pub(super) fn can(self, epilogue: &str) -> bool {
         !is_gated(epilogue) || self.block_n >= 2 * SWIZZLED_COLUMNS
     }
 
@@ -170,10 +165,28 @@ impl Tile {
 
     /// The one that is done first by the model. All of them give the same bits.
     fn choose(problem: Problem<'_>, num_sms: u32) -> Self {
+        #[cfg(test)]
+        if let Some(tile) = FORCED.get() {
+            return tile;
+        }
         let cycles = |tile: &Self| tile.cycles(problem, num_sms);
         let legal = TILES.into_iter().filter(|tile| tile.can(problem.epilogue));
         legal.min_by(|a, b| cycles(a).total_cmp(&cycles(b))).unwrap_or(NARROW128)
     }
+}
+
+#[cfg(test)]
+thread_local! {
+    static FORCED: std::cell::Cell<Option<Tile>> = const { std::cell::Cell::new(None) };
+}
+
+/// Has this thread choose `tile` for what `work` launches.
+#[cfg(test)]
+pub(super) fn with_tile<R>(tile: Tile, work: impl FnOnce() -> R) -> R {
+    FORCED.set(Some(tile));
+    let done = work();
+    FORCED.set(None);
+    done
 }
 
 /// The matrices of a product in device memory, each with the rows that are there.
@@ -200,7 +213,8 @@ pub(super) fn launch(
     let tile = Tile::choose(problem, device.properties().num_sms);
     let map = |address, rows, box_rows| TensorMap {
         address,
-        rows,
+        // A map without rows would be refused; nothing is copied where there are none.
+        rows: rows.max(1),
         columns: k,
         element_type: operand_type,
         box_rows,

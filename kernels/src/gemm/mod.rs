@@ -35,6 +35,8 @@ mod cuda;
 #[cfg(test)]
 pub(crate) mod cuda_tests;
 mod hopper;
+#[cfg(test)]
+pub(crate) mod hopper_tests;
 mod matrix;
 #[cfg(test)]
 mod tests;
