@@ -211,7 +211,7 @@ pub(super) fn launch(
     let (n, k) = (params.n as usize, params.k as usize);
     let problem = Problem { m: m.bound(), n, k, epilogue };
     let tile = Tile::choose(problem, device.properties().num_sms);
-    let map = |address, rows, box_rows| TensorMap {
+    let map = |address, rows: usize, box_rows| TensorMap {
         address,
         // A map without rows would be refused; nothing is copied where there are none.
         rows: rows.max(1),

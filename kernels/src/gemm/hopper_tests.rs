@@ -1,8 +1,8 @@
 //! gemm_hopper.cu behind its launch code, against f64: every tile, whichever the model would choose.
 
+use super::Activation;
 use super::cuda_tests::{KINDS, Kind, Problem, SMALL, Shape, bits, check_product};
 use super::hopper::{TILES, Tile, instances, with_tile};
-use super::Activation;
 use crate::test_devices::{HOPPER, OPERAND_TYPES, device_of, under_schedules_on};
 use crate::{ElementType, Stream};
 
