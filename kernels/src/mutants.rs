@@ -87,7 +87,7 @@ enum By {
     Values,
     /// The race detector, under every schedule.
     Races,
-    /// The emulator, under every schedule: a rule of the hardware's is broken, or everybody waits.
+    /// The emulator, under every schedule: a rule of the hardware's is broken, everybody waits, or there is a race.
     Protocol,
     /// The sanitizers.
     Bounds,
@@ -336,7 +336,6 @@ impl Run {
         let runs = OPERAND_TYPES.len() * SCHEDULES.len();
         let is_race = |what: &&String| RACES.iter().any(|words| what.contains(words));
         let is_fault = |what: &String| what.contains(FAULT);
-        let is_protocol = |what: &&String| is_fault(what) && !is_race(what);
         let text = format!(
             "{} of {runs} runs: {}",
             self.noticed.len(),
@@ -346,7 +345,9 @@ impl Run {
             (By::Bounds, Some(report)) => Ok(report),
             (By::Values, None) if !self.noticed.iter().all(is_fault) => Ok(text),
             (By::Races, None) if self.noticed.iter().filter(is_race).count() == runs => Ok(text),
-            (By::Protocol, None) if self.noticed.iter().filter(is_protocol).count() == runs => Ok(text),
+            (By::Protocol, None) if self.noticed.iter().filter(|what| is_fault(what)).count() == runs => {
+                Ok(text)
+            }
             _ => Err(self.output),
         }
     }

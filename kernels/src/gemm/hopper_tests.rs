@@ -8,7 +8,7 @@ use crate::{ElementType, Stream};
 
 /// Sizes that divide nothing: several tiles for each cluster, so that consumers take turns and boxes are filled again, and k of more
 /// stages than a ring has; more rows than a band of tiles, in two columns of tiles.
-const TURNS: Shape = (300, 264, 328);
+const TURNS: Shape = (200, 264, 264);
 const ROUNDS: Shape = (130, 520, 840);
 const BANDS: Shape = (2100, 264, 24);
 
