@@ -22,6 +22,7 @@ pub(crate) const CACHE_VARIABLE: &str = "OUTCROP_CACHE_DIR";
 pub(crate) const HEADERS: &[(&str, &str)] = &[
     ("hardware.cuh", include_str!("hardware.cuh")),
     ("../hardware.cuh", include_str!("hardware.cuh")),
+    ("hopper.cuh", include_str!("hopper.cuh")),
     ("../hopper.cuh", include_str!("hopper.cuh")),
     ("../packed.cuh", include_str!("packed.cuh")),
     ("../row.cuh", include_str!("row.cuh")),
