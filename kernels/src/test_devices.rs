@@ -96,6 +96,11 @@ fn stream(
     Some(Stream::emulator(options, operand_type).expect("the emulator's library loads"))
 }
 
+/// Whether kernels that only Hopper runs are launched on the stream's device.
+pub(crate) fn is_hopper(stream: &Stream) -> bool {
+    matches!(stream, Stream::Cuda(cuda) if cuda.device().is_hopper())
+}
+
 fn on_gpu() -> bool {
     std::env::var_os("OUTCROP_TEST_CUDA").is_some_and(|value| value == "1")
 }
