@@ -74,7 +74,7 @@ mod tests {
     /// The element of a box's row that word `word` of its 128 bytes begins with: chunks of 16 bytes change places by the row ("Swizzling
     /// modes").
     fn swizzled_element(row: usize, word: usize) -> usize {
-        (word / 4 ^ row % 8) * 8 + word % 4 * 2
+        ((word / 4) ^ (row % 8)) * 8 + word % 4 * 2
     }
 
     /// What the manual says that thread `thread` holds of a product with the first `n` rows of b ("Register fragments and shared memory

@@ -128,6 +128,7 @@ fn hoppers_own_kernels_give_f16_scores_as_close() {
     }
 }
 
+#[allow(clippy::print_stdout)] // Read with --nocapture.
 fn f16_scores_are_close(device: &Device) {
     for model in MODELS {
         let case = case(model, None);

@@ -13,7 +13,7 @@ const ROUNDS: Shape = (130, 520, 840);
 const BANDS: Shape = (2100, 264, 24);
 
 fn can(tile: Tile, kind: Kind) -> bool {
-    !(matches!(kind, Kind::Gated(_)) && !tile.can("SiluGated"))
+    tile.can(if matches!(kind, Kind::Gated(_)) { "SiluGated" } else { "None" })
 }
 
 /// A few products of every kind with every tile: the first mistake or fault.
