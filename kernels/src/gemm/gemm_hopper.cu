@@ -14,8 +14,8 @@
 
 // ---- tiles
 
-// BLOCK_M x BLOCK_N is what a stage holds the operands of. BAND: tiles are taken in bands of this many rows of them, n outermost within a band, so that
-// the blocks that run at one time cover a nearly square part of d, some 2048 rows high, and share operands in L2.
+// BLOCK_M x BLOCK_N is what a stage holds the operands of. BAND: tiles are taken in bands of this many rows of them, n outermost within a
+// band, so that the blocks that run at one time cover a nearly square part of d, some 2048 rows high, and share operands in L2.
 
 struct Cooperative {
   static constexpr u32 BLOCK_M = 128, BLOCK_N = 256, CONSUMERS = 2, NUM_STAGES = 4, CLUSTER = 2, BAND = 8;
@@ -113,7 +113,8 @@ template <class Tile> DEV void produce(const TensorMap* map_a, const TensorMap* 
 
 // ---- consumers
 //
-// Lane `lane` of warp `warp` of a consumer holds acc[4 g + 2 h + e]: row `16 warp + lane / 4 + 8 h`, column `8 g + lane % 4 * 2 + e` of its 64 rows.
+// Lane `lane` of warp `warp` of a consumer holds acc[4 g + 2 h + e]: row `16 warp + lane / 4 + 8 h` of its 64, column
+// `8 g + lane % 4 * 2 + e`.
 
 // Says that this warp is through with a stage, to every block whose copies write to it.
 template <class Tile> DEV void release(const Ring<Tile>& ring) {
@@ -123,9 +124,9 @@ template <class Tile> DEV void release(const Ring<Tile>& ring) {
   }
 }
 
-// Consumers that alternate multiply one after the other. Each waits for its turn at an mbarrier of its own, where the one before it arrives as soon as its
-// last products are issued: the tensor cores see no gap. Without that, a consumer could be more than a round of the ring ahead, where
-// a stage's parity cannot tell that it is too early.
+// Consumers that alternate multiply one after the other. Each waits for its turn at an mbarrier of its own, where the one before it
+// arrives as soon as its last products are issued: the tensor cores see no gap. Without that, a consumer could be more than a round of
+// the ring ahead, where a stage's parity cannot tell that it is too early.
 template <class Tile> DEV void wait_for_turn(u32 consumer, u32 turn) {
   // The first consumer's first turn is at once.
   const u32 phase = consumer == 0 ? turn + 1 : turn;
@@ -159,7 +160,8 @@ template <class T, class Tile> DEV void multiply(float (&acc)[Tile::BLOCK_N / 2]
   release(before);
 }
 
-// Two neighbouring columns of the output as they are stored: group `g` of eight columns, row half `h`; `row` and `col` are those of acc[2 h] and of the tile's output.
+// Two neighbouring columns of the output as they are stored: group `g` of eight columns, rows `row` and, for h = 1, 8 below. `col` is the
+// tile's first column of sums.
 template <class T, class Epilogue, u32 N>
 DEV u32 output(float (&acc)[N], u32 g, u32 h, u32 row, u32 col, u32 m, const Operands& operands, const GemmParams& p) {
   if constexpr (Epilogue::FORM == Form::GATED) {
@@ -214,7 +216,8 @@ DEV void store(T* d, const TensorMap* map_d, float (&acc)[Tile::BLOCK_N / 2], u3
       for (u32 i = thread; i < BOX_ROWS * 8; i += 128) {
         const u32 row = i / 8, chunk = i % 8;
         const u32x4 words = lds128(smem + row * LINE_BYTES + (chunk ^ row % 8) * 16);
-        if (origin.row + row < m && col + chunk * 8 < outputs) *(u32x4*)(d + (u64)(origin.row + row) * outputs + col + chunk * 8) = {words.x, words.y, words.z, words.w};
+        T* target = d + (u64)(origin.row + row) * outputs + col + chunk * 8;
+        if (origin.row + row < m && col + chunk * 8 < outputs) *(u32x4*)target = {words.x, words.y, words.z, words.w};
       }
     }
     if (thread == 0) tma_commit();
@@ -233,7 +236,8 @@ template <class Tile> DEV void add_residual(float* d, const float (&acc)[Tile::B
 }
 
 template <class T, class Tile, class Epilogue>
-DEV void consume(void* d, const TensorMap* map_d, const Tiles<Tile>& tiles, u32 num_steps, u32 consumer, u32 m, const Operands& operands, const GemmParams& p) {
+DEV void consume(void* d, const TensorMap* map_d, const Tiles<Tile>& tiles, u32 num_steps, u32 consumer, u32 m, const Operands& operands,
+                 const GemmParams& p) {
   Ring<Tile> ring;
   u32 box = 0, turn = 0;
   for (u32 tile = tiles.first; tile < tiles.end; tile += tiles.count, ++turn) {
@@ -269,8 +273,9 @@ constexpr u32 PREFETCHED_STEPS = 16;
 // Registers of a thread: of 65536, what a producer does without goes to the consumers.
 constexpr u32 PRODUCER_REGISTERS = 40, CONSUMER_REGISTERS = 232;
 
-// Boxes of the maps: of a BLOCK_M rows and of b BLOCK_N / CLUSTER, both BLOCK_K columns; of d BOX_ROWS x BOX_COLUMNS. The rows of 128 bytes are swizzled, those of
-// an f32 d are not. The epilogue's operands are restrict, so that their loads may move up past the stores to d. An epilogue's unused ones are null.
+// Boxes of the maps: of a BLOCK_M rows and of b BLOCK_N / CLUSTER, both BLOCK_K columns; of d BOX_ROWS x BOX_COLUMNS. Rows of 128 bytes
+// are swizzled, those of an f32 d are not. The epilogue's operands are restrict, so that their loads may move up past the stores to d. An
+// epilogue's unused ones are null.
 template <class T, class Tile, class Epilogue>
 KERNEL_CLUSTER(THREADS<Tile>, Tile::CLUSTER)
 gemm_hopper(TENSOR_MAP map_d, TENSOR_MAP map_a, TENSOR_MAP map_b, void* d, const float* __restrict__ bias, const float* __restrict__ cos,
