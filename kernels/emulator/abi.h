@@ -10,7 +10,9 @@ extern "C" {
 
 struct emulator_launch {
   const char *kernel; /* the instance's expression, as in emulator_kernels; white space does not matter */
-  uint32_t blocks, threads, shared_bytes;
+  uint32_t blocks;
+  uint32_t cluster; /* blocks of a cluster: they run together; `blocks` is a multiple of it */
+  uint32_t threads, shared_bytes;
   void **args;           /* args[i] points to the i-th parameter, as in cuLaunchKernel */
   uint32_t schedule;     /* 0 lowest thread first, 1 highest first, 2 random, 3 one warp as long as it can */
   uint32_t asynchronous; /* copies take effect: 0 at once, 1 at the wait, 2 mixed */
@@ -20,7 +22,7 @@ struct emulator_launch {
 
 struct emulator_counters {
   uint64_t switches, collectives, mma, async_copies;
-  uint64_t ldmatrix, ldmatrix_extra; /* phases of 8 rows; cycles lost to bank conflicts */
+  uint64_t ldmatrix, ldmatrix_extra; /* phases of 8 rows, of stmatrix too; cycles lost to bank conflicts */
   uint64_t shared, shared_extra;     /* the same of other loads and stores, in phases of 128 bytes */
 };
 

@@ -43,8 +43,8 @@ inline void warp_collective(const char* name, Site at, Operand& mine, Perform pe
 
 // Those who wait at the barrier go on, knowing what all have done; the others are woken.
 inline void open_barrier(Barrier& barrier) {
-  for (u32 warps = barrier.warps; warps != 0; warps &= warps - 1) {
-    u32 warp = (u32)__builtin_ctz(warps);
+  for (u64 warps = barrier.warps; warps != 0; warps &= warps - 1) {
+    u32 warp = (u32)__builtin_ctzll(warps);
     for (u32 lane = 0; lane < 32; lane++) machine->races.acquire(warp * 32 + lane, barrier.clock);
     machine->wake(warp, ALL_LANES);
   }
@@ -58,16 +58,16 @@ inline void barrier(const char* name, u32 id, u32 threads, Site at) {
     fault(at, "barrier %u of %u threads, while others wait in it for %u threads at %s:%u", id, threads, barrier.threads,
           file_name(barrier.site), barrier.site.line);
   }
-  if (id == 0 && machine->exited() != 0) {
-    fault(at, "%s, but %u threads of the block have ended", name, machine->exited());
+  if (u32 exited = machine->exited(id)) {
+    fault(at, "%s, but %u threads of the %s have ended", name, exited, id == CLUSTER_BARRIER ? "cluster" : "block");
   }
   machine->races.release(machine->current->index, barrier.clock);
   if (!join_warp(name, at, nullptr)) return machine->wait(name, at);
 
   barrier.threads = threads;
   barrier.site = at;
-  barrier.warps |= 1u << machine->current->warp();
-  if ((u32)__builtin_popcount(barrier.warps) * 32 < threads) return machine->wait(name, at);
+  barrier.warps |= 1ull << machine->current->warp();
+  if ((u32)__builtin_popcountll(barrier.warps) * 32 < threads) return machine->wait(name, at);
   open_barrier(barrier);
 }
 
@@ -78,6 +78,11 @@ inline void named_barrier(u32 id, u32 threads, Site at) {
           machine->launch().threads);
   }
   barrier("sync_named", id, threads, at);
+}
+
+inline void sync_cluster(Site at) {
+  barrier("sync_cluster", CLUSTER_BARRIER, machine->launch().cluster * blockDim.x, at);
+  machine->current->cluster_syncs++;
 }
 
 // The only collective of the warp that orders its memory accesses.

@@ -71,6 +71,7 @@ __attribute__((visibility("default"))) const char* emulator_launch(const struct 
   Launch launch;
   launch.kernel = found->second.expression;
   launch.blocks = call->blocks;
+  launch.cluster = call->cluster;
   launch.threads = call->threads;
   launch.shared_bytes = call->shared_bytes;
   launch.schedule = call->schedule;

@@ -1,4 +1,4 @@
-// Tensor-core instructions of a warp: ldmatrix and mma.m16n8k16. Layouts: PTX ISA, "Matrix fragments for
+// Tensor-core instructions of a warp: ldmatrix, stmatrix and mma.m16n8k16. Layouts: PTX ISA, "Matrix fragments for
 // mma.m16n8k16".
 //
 // The work for all lanes is in functions that are never inlined: a kernel has many calls, and one copy of each is
@@ -35,7 +35,9 @@ __attribute__((noinline)) void load_matrices(LoadOperand* const* lanes) {
   }
 }
 
-inline void count_load(LoadOperand* const* lanes) {
+// The operands are of a load or of a store.
+template <class Operand>
+inline void count_phases(Operand* const* lanes) {
   for (u32 matrix = 0; matrix < 4; matrix++) {
     u32 addresses[8];
     for (u32 r = 0; r < 8; r++) addresses[r] = lanes[8 * matrix + r]->address;
@@ -46,11 +48,40 @@ inline void count_load(LoadOperand* const* lanes) {
 
 template <bool TRANSPOSED>
 inline void load_matrices(const char* name, u32 (&registers)[4], u32 address, Site at) {
-  LoadOperand mine = {registers, address, machine->shared(address, 16, at)};
-  machine->races.read_by_warp(machine->current->index, address - SHARED_BASE, 16, at);
+  const u32 place = machine->place(address, 16, at);
+  LoadOperand mine = {registers, address, machine->memory(place)};
+  machine->races.read_by_warp(machine->current->index, place, 16, at);
   warp_collective(name, at, mine, [](LoadOperand* const* lanes) {
     load_matrices<TRANSPOSED>(lanes);
-    if (machine->count_banks) count_load(lanes);
+    if (machine->count_banks) count_phases(lanes);
+  });
+}
+
+// ---- stmatrix
+
+struct StoreOperand {
+  u32 registers[4];
+  u32 address;
+  u8* row;
+};
+
+// The inverse of ldmatrix.
+__attribute__((noinline)) inline void store_matrices(StoreOperand* const* lanes) {
+  for (u32 matrix = 0; matrix < 4; matrix++) {
+    for (u32 lane = 0; lane < 32; lane++) {
+      u32 r = lane / 4, c = lane % 4;
+      memcpy(lanes[8 * matrix + r]->row + 4 * c, &lanes[lane]->registers[matrix], 4);
+    }
+  }
+}
+
+inline void store_matrices(const u32 (&registers)[4], u32 address, Site at) {
+  const u32 place = machine->place(address, 16, at);
+  StoreOperand mine = {{registers[0], registers[1], registers[2], registers[3]}, address, machine->memory(place)};
+  machine->races.write_by_warp(machine->current->index, place, 16, at);
+  warp_collective("stmatrix4", at, mine, [](StoreOperand* const* lanes) {
+    store_matrices(lanes);
+    if (machine->count_banks) count_phases(lanes);
   });
 }
 

@@ -5,8 +5,8 @@
 // so a race is found under a schedule where it does no harm. (FastTrack, Flanagan and Freund 2009, without its
 // compression of reads to one epoch.)
 //
-// The same shadow memory tells words that were never written in this block, and words that a copy in flight will
-// write.
+// Threads and memory are those of all blocks of a cluster. The same shadow memory tells words that were never written,
+// and words that a copy in flight will write.
 #pragma once
 
 #include <algorithm>
@@ -25,25 +25,33 @@ struct Access {
   Site at = {"", 0};
 };
 
+// A few words of a report. Not a std::string: a fault abandons the stack, and nothing there is destroyed.
+struct Words {
+  char text[64];
+};
+
 class RaceDetector {
  public:
   bool on = false;
 
-  void start_launch(bool detect, u32 threads, u32 shared_bytes) {
+  void start_launch(bool detect, u32 blocks, u32 block_threads, u32 block_bytes) {
     on = detect;
     if (!on) return;
-    threads_ = threads;
-    clocks_.resize(threads);
-    if (words_.size() < shared_bytes / 4 + 1) words_.resize(shared_bytes / 4 + 1);
+    threads_ = blocks * block_threads;
+    block_threads_ = block_threads;
+    block_bytes_ = block_bytes;
+    clocks_.resize(threads_);
+    if (words_.size() < blocks * block_bytes / 4) words_.resize(blocks * block_bytes / 4);
   }
 
-  void start_block() {
+  void start_cluster() {
     if (!on) return;
-    block_++;
+    cluster_++;
     agents_ = threads_;
-    fences_.assign(threads_, 0);
+    fences_.assign(threads_, std::vector<u32>());
     reads_.clear();
     free_read_ = NONE;
+    seen_by_ = NONE;
     for (u32 thread = 0; thread < threads_; thread++) {
       clocks_[thread].assign(threads_, 0);
       clocks_[thread][thread] = 1;
@@ -79,9 +87,23 @@ class RaceDetector {
     clock.resize(agents_, 0);
     clock[agent] = std::max(clock[agent], time);
   }
-  // What `thread` has stored, asynchronous operations may read once they are ordered after it.
+  // Up to where `thread` knows `agent` to have come.
+  u32 known(u32 thread, u32 agent) const { return on ? clocks_[thread][agent] : 0; }
+  // What `thread` has stored, asynchronous operations may read if whoever issues them is ordered after this.
   void proxy_fence(u32 thread) {
-    if (on) fences_[thread]++;
+    if (on) fences_[thread].push_back(clocks_[thread][thread]);
+  }
+
+  // The thread's last step so far.
+  Access step(u32 thread, Site at) const { return {thread, on ? clocks_[thread][thread] : 0, at}; }
+  // Whether those whose clock it is know of the access.
+  bool knows(const Clock& clock, const Access& access) const {
+    return !on || access.time == 0 || (access.agent < clock.size() && clock[access.agent] >= access.time);
+  }
+  // An agent in words.
+  Words name(u32 agent) const {
+    if (agent >= threads_) return {"an asynchronous operation"};
+    return in_block("thread %u", agent % block_threads_, agent / block_threads_);
   }
 
   // ---- accesses
@@ -104,6 +126,13 @@ class RaceDetector {
     read(thread, address, bytes, at);
   }
 
+  // Likewise a write of what all lanes of the warp bring.
+  void write_by_warp(u32 thread, u32 address, u32 bytes, Site at) {
+    if (!on) return;
+    for (u32 i = address / 4; i < (address + bytes) / 4; i++) check_writable(fresh(i), i, thread ^ 1, at);
+    write(thread, address, bytes, at);
+  }
+
   void write(u32 thread, u32 address, u32 bytes, Site at) {
     if (!on) return;
     for (u32 i = address / 4; i < (address + bytes) / 4; i++) {
@@ -111,7 +140,7 @@ class RaceDetector {
       check_writable(word, i, thread, at);
       forget_reads(word);
       word.written = true;
-      word.fences = fences_[thread];
+      word.fences = (u32)fences_[thread].size();
       word.write = {thread, clocks_[thread][thread], at};
     }
   }
@@ -139,6 +168,7 @@ class RaceDetector {
     for (u32 i = address / 4; i < (address + bytes) / 4; i++) {
       Word& word = fresh(i);
       check_writable(word, i, thread, at);
+      if (word.written) check_fenced("write over", word, i, thread, at);
       forget_reads(word);
       word.written = true;
       word.write = {agent, time, at};
@@ -149,10 +179,27 @@ class RaceDetector {
     for (u32 i = address / 4; i < (address + bytes) / 4; i++) {
       Word& word = fresh(i);
       check_readable(word, i, thread, at);
+      check_fenced("read of", word, i, thread, at);
+      note_read(word, {agent, time, at});
+    }
+  }
+  // Issued by four warps, of which `first` is the first thread. All must be ordered after the write: of each warp its
+  // last lane stands for it, which is seldom the one that a kernel elects to wait for the others.
+  void read_by_warpgroup(u32 first, u32 agent, u32 time, u32 address, u32 bytes, Site at) {
+    if (!on) return;
+    for (u32 i = address / 4; i < (address + bytes) / 4; i++) {
+      Word& word = fresh(i);
+      // What one copy wrote is looked at once.
       const Access& write = word.write;
-      if (write.agent < threads_ && fences_[write.agent] == word.fences) {
-        fault(at, "asynchronous read of the shared word at byte %u, stored by thread %u at %s:%u without a proxy_fence",
-              i * 4, write.agent, file_name(write.at), write.at.line);
+      const bool same = word.written && write.agent >= threads_ && write.agent == seen_.agent &&
+                        write.time == seen_.time && first == seen_by_;
+      if (!same) {
+        for (u32 thread = first + 31; thread < first + 128; thread += 32) {
+          check_readable(word, i, thread, at);
+          check_fenced("read of", word, i, thread, at);
+        }
+        seen_ = write;
+        seen_by_ = first;
       }
       note_read(word, {agent, time, at});
     }
@@ -168,10 +215,10 @@ class RaceDetector {
   static constexpr u32 NONE = ~0u;
 
   struct Word {
-    u32 block = 0;  // that this tells of, numbered through all launches: in any other, nothing has happened to the word
+    u32 cluster = 0;  // that this tells of, numbered through all launches: in others, nothing has happened to the word
     bool written = false;
     bool in_flight = false;
-    u32 fences = 0;  // of the writing thread, when it wrote
+    u32 fences = 0;  // of the writing thread, before it wrote
     Access write;
     u32 reads = NONE;  // list of the reads since that write, none ordered before another
   };
@@ -188,9 +235,9 @@ class RaceDetector {
 
   Word& fresh(u32 i) {
     Word& word = words_[i];
-    if (word.block != block_) {
+    if (word.cluster != cluster_) {
       word = Word();
-      word.block = block_;
+      word.cluster = cluster_;
     }
     return word;
   }
@@ -199,7 +246,7 @@ class RaceDetector {
 
   void check_readable(const Word& word, u32 i, u32 thread, Site at) const {
     if (word.in_flight) conflict("read", "the asynchronous copy in flight", word.write, i, at);
-    if (!word.written) fault(at, "read of the shared word at byte %u, which this block has never written", i * 4);
+    if (!word.written) fault(at, "read of the shared word at %s, which this block has never written", place(i).text);
     if (!ordered(word.write, thread)) conflict("read", "the write", word.write, i, at);
   }
 
@@ -211,17 +258,42 @@ class RaceDetector {
     }
   }
 
+  // The first fence since the write must be there, and `thread` ordered after it.
+  void check_fenced(const char* access, const Word& word, u32 i, u32 thread, Site at) const {
+    const u32 writer = word.write.agent;
+    if (writer >= threads_) return;
+    const std::vector<u32>& fences = fences_[writer];
+    if (word.fences < fences.size() && fences[word.fences] <= clocks_[thread][writer]) return;
+    fault(at, "asynchronous %s the shared word at %s, stored by %s at %s:%u without a proxy_fence%s", access,
+          place(i).text, name(writer).text, file_name(word.write.at), word.write.at.line,
+          word.fences < fences.size() ? " before what orders the two" : "");
+  }
+
+  Words place(u32 i) const { return in_block("byte %u", i * 4 % block_bytes_, i * 4 / block_bytes_); }
+
+  // The block's number is worth telling only if there are several.
+  Words in_block(const char* format, u32 number, u32 block) const {
+    Words words;
+    int length = snprintf(words.text, sizeof words.text, format, number);
+    if (threads_ > block_threads_) {
+      snprintf(words.text + length, sizeof words.text - (size_t)length, " of the cluster's block %u", block);
+    }
+    return words;
+  }
+
   [[noreturn]] void conflict(const char* access, const char* other, const Access& earlier, u32 i, Site at) const {
-    char by[32] = " by an asynchronous operation";
-    if (earlier.agent < threads_) snprintf(by, sizeof by, " by thread %u", earlier.agent);
-    fault(at, "race on the shared word at byte %u: this %s is not ordered after %s%s at %s:%u", i * 4, access, other,
-          by, file_name(earlier.at), earlier.at.line);
+    fault(at, "race on the shared word at %s: this %s is not ordered after %s by %s at %s:%u", place(i).text, access,
+          other, name(earlier.agent).text, file_name(earlier.at), earlier.at.line);
   }
 
   // Whoever is ordered after a thread's read is ordered after those reads that the thread is ordered after itself:
   // they are dropped. Another agent knows of nothing but its own.
   void note_read(Word& word, const Access& read) {
     u32* link = &word.reads;
+    if (read.agent >= threads_ && *link != NONE && reads_[*link].access.agent == read.agent) {
+      reads_[*link].access = read;
+      return;
+    }
     while (*link != NONE) {
       u32 r = *link;
       const Access& earlier = reads_[r].access;
@@ -254,10 +326,14 @@ class RaceDetector {
   }
 
   u32 threads_ = 0;
+  u32 block_threads_ = 0;
+  u32 block_bytes_ = 0;
   u32 agents_ = 0;  // threads first
-  u32 block_ = 0;
+  u32 cluster_ = 0;
   std::vector<Clock> clocks_;
-  std::vector<u32> fences_;
+  std::vector<std::vector<u32>> fences_;  // of each thread, when
+  Access seen_;                           // write that the warpgroup of thread `seen_by_` was found to be ordered after
+  u32 seen_by_ = NONE;
   std::vector<Word> words_;
   std::vector<Read> reads_;  // of all words; the unused ones are a list of their own
   u32 free_read_ = NONE;

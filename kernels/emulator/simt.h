@@ -1,5 +1,5 @@
-// The SIMT machine: one fiber for each thread of a block, one block after another, and a schedule that says who runs
-// next.
+// The SIMT machine: one fiber for each thread of a cluster of blocks, one cluster after another, and a schedule that
+// says who runs next.
 //
 // A thread runs until it waits. Collectives are performed by the last thread to arrive, for all of them. All state is
 // one object for each OS thread, so that tests launch side by side.
@@ -10,11 +10,10 @@
 #include <string>
 #include <vector>
 
-#include "banks.h"
 #include "base.h"
-#include "fiber.h"
 #include "hopper_state.h"
 #include "race.h"
+#include "threads.h"
 
 // What a thread knows of its place; set at every switch.
 struct Dimension {
@@ -24,7 +23,6 @@ inline EMULATOR_THREAD_LOCAL Dimension threadIdx, blockIdx, blockDim, gridDim;
 
 namespace emulator __attribute__((visibility("hidden"))) {
 
-constexpr u32 MOST_THREADS = 1024;
 constexpr u32 MOST_SHARED_BYTES = 227 << 10;
 // Where shared memory begins in its address space. Not 0: an address that forgets the base is out of bounds.
 constexpr u32 SHARED_BASE = 1024;
@@ -35,7 +33,7 @@ enum Asynchronous : u32 { AT_ONCE, AT_THE_WAIT, MIXED, NUM_ASYNCHRONOUS };
 
 struct Launch {
   const char* kernel = "kernel";
-  u32 blocks = 1, threads = 32, shared_bytes = 0;
+  u32 blocks = 1, cluster = 1, threads = 32, shared_bytes = 0;  // `cluster`: blocks that run together
   u32 schedule = LOWEST_FIRST;
   u32 asynchronous = AT_THE_WAIT;
   u64 seed = 1;
@@ -46,76 +44,6 @@ struct Counters {
   u64 switches = 0, collectives = 0, mma = 0, async_copies = 0;
   u64 ldmatrix = 0, ldmatrix_extra = 0;  // 8-row phases; cycles lost to bank conflicts
   u64 shared = 0, shared_extra = 0;      // the same of loads and stores, in phases of 128 bytes
-};
-
-// 16 bytes on their way to shared memory.
-struct Copy {
-  u32 destination;
-  const void* source;
-  bool valid;
-  bool done;
-  u32 group;
-  Site at;
-};
-
-struct Thread {
-  Fiber fiber;
-  u32 index = 0;
-  const char* waits_in = "";
-  Site waits_at = {"", 0};
-  std::vector<Copy> copies;  // in the order of their issue
-  u32 open_group = 0;
-
-  u32 warp() const { return index / 32; }
-  u32 lane() const { return index % 32; }
-};
-
-struct Warp {
-  u32 arrived = 0;  // lanes that wait in the open collective
-  u32 exited = 0;
-  const char* collective = "";
-  Site site = {"", 0};
-  void* operands[32];
-  BankLog banks;
-};
-
-struct Barrier {
-  u32 warps = 0;    // that wait
-  u32 threads = 0;  // that it is for
-  Site site = {"", 0};
-  Clock clock;      // what those who wait have done
-};
-
-// Threads of a block, with the smallest, the largest or a random one in a few instructions.
-struct ThreadSet {
-  u32 warps = 0;  // with any lane
-  u32 lanes[MOST_THREADS / 32] = {};
-
-  void insert(u32 thread) { insert_lanes(thread / 32, 1u << thread % 32); }
-  void insert_lanes(u32 warp, u32 mask) {
-    lanes[warp] |= mask;
-    warps |= 1u << warp;
-  }
-  void remove(u32 thread) {
-    lanes[thread / 32] &= ~(1u << thread % 32);
-    if (lanes[thread / 32] == 0) warps &= ~(1u << thread / 32);
-  }
-  u32 lowest() const {
-    u32 warp = (u32)__builtin_ctz(warps);
-    return warp * 32 + (u32)__builtin_ctz(lanes[warp]);
-  }
-  u32 highest() const {
-    u32 warp = 31 - (u32)__builtin_clz(warps);
-    return warp * 32 + 31 - (u32)__builtin_clz(lanes[warp]);
-  }
-  u32 random(Random& random) const {
-    u32 warp = random_bit(warps, random);
-    return warp * 32 + random_bit(lanes[warp], random);
-  }
-  static u32 random_bit(u32 mask, Random& random) {
-    for (u32 skip = random.below((u32)__builtin_popcount(mask)); skip > 0; skip--) mask &= mask - 1;
-    return (u32)__builtin_ctz(mask);
-  }
 };
 
 class Machine {
@@ -129,19 +57,28 @@ class Machine {
 
   const Launch& launch() const { return launch_; }
   Warp& warp() { return warps_[current->warp()]; }
-  Barrier& barrier(u32 id) { return barriers_[id]; }
-  u32 exited() const { return exited_; }
+  Block& block(u32 rank) { return blocks_[rank]; }
+  Block& block() { return blocks_[current->block]; }
+  Barrier& barrier(u32 id) { return id == CLUSTER_BARRIER ? cluster_barrier_ : block().barriers[id]; }
+  // Threads that will not come to the barrier.
+  u32 exited(u32 barrier) {
+    if (barrier == CLUSTER_BARRIER) return exited_;
+    return barrier == BLOCK_BARRIER ? block().exited : 0;
+  }
 
-  // The memory behind a shared address.
-  u8* shared(u32 address, u32 bytes, Site at) {
+  // Where a shared address of a block lies in the memory of its cluster; without `rank`, of the running thread's.
+  u32 place(u32 rank, u32 address, u32 bytes, Site at) const {
     if (address % bytes != 0) fault(at, "shared address %u is not a multiple of %u", address, bytes);
     u32 offset = address - SHARED_BASE;
     if (offset > launch_.shared_bytes || bytes > launch_.shared_bytes - offset) {
       fault(at, "%u bytes at shared address %u are outside the block's %u .. %u", bytes, address, SHARED_BASE,
             SHARED_BASE + launch_.shared_bytes);
     }
-    return shared_.get() + offset;
+    return rank * block_bytes_ + offset;
   }
+  u32 place(u32 address, u32 bytes, Site at) const { return place(current->block, address, bytes, at); }
+  u8* memory(u32 place) const { return shared_.get() + place; }
+  u32 block_of(u32 place) const { return place / block_bytes_; }
 
   // Null, or the fault; the text lives until the next run of this OS thread.
   const char* run(const Launch& launch, bool count, void (*body)(void*), void* context) {
@@ -158,8 +95,8 @@ class Machine {
       return fault_.c_str();
     }
     allocate();
-    for (u32 block : block_order()) {
-      run_block(block);
+    for (u32 cluster : cluster_order()) {
+      run_cluster(cluster);
       if (!fault_.empty()) break;
     }
     for (Warp& warp : warps_) {
@@ -180,7 +117,7 @@ class Machine {
 
   [[noreturn]] void fail(Site at, const char* text) {
     char place[256];
-    snprintf(place, sizeof place, ": block %u, thread %u, %s:%u: ", blockIdx.x, current->index, file_name(at), at.line);
+    snprintf(place, sizeof place, ": block %u, thread %u, %s:%u: ", blockIdx.x, threadIdx.x, file_name(at), at.line);
     fault_ = std::string(launch_.kernel) + place + text;
     switch_fiber(current->fiber, scheduler_, Leave::for_good);
     __builtin_unreachable();
@@ -202,8 +139,11 @@ class Machine {
  private:
   const char* check_launch() const {
     if (launch_.blocks == 0) return "a grid has at least one block";
+    if (launch_.cluster == 0 || launch_.cluster > MOST_CLUSTER_BLOCKS) return "a cluster has 1 to 8 blocks";
+    if (launch_.blocks % launch_.cluster != 0) return "the blocks of a grid are whole clusters";
     if (launch_.threads == 0 || launch_.threads > MOST_THREADS) return "a block has 1 to 1024 threads";
     if (launch_.threads % 32 != 0) return "the threads of a block are whole warps";
+    if (launch_.threads * launch_.cluster > MOST_CLUSTER_THREADS) return "more than 2048 threads in a cluster";
     if (launch_.shared_bytes > MOST_SHARED_BYTES) return "more shared memory than any device has";
     if (launch_.schedule >= NUM_SCHEDULES) return "schedules are 0 to 3";
     if (launch_.asynchronous >= NUM_ASYNCHRONOUS) return "the times of asynchronous effects are 0 to 2";
@@ -211,59 +151,69 @@ class Machine {
   }
 
   void allocate() {
-    stacks_.reserve(launch_.threads);
-    threads_.resize(launch_.threads);
-    warps_.assign(launch_.threads / 32, Warp());
-    shared_.reset(static_cast<u8*>(aligned_alloc(1024, (launch_.shared_bytes + 1023) / 1024 * 1024)));
-    races.start_launch(launch_.detect_races, launch_.threads, launch_.shared_bytes);
+    const u32 threads = launch_.cluster * launch_.threads;
+    block_bytes_ = std::max(1u, (launch_.shared_bytes + 1023) / 1024) * 1024;
+    stacks_.reserve(threads);
+    threads_.resize(threads);
+    warps_.assign(threads / 32, Warp());
+    shared_.reset(static_cast<u8*>(aligned_alloc(1024, launch_.cluster * block_bytes_)));
+    races.start_launch(launch_.detect_races, launch_.cluster, launch_.threads, block_bytes_);
     blockDim.x = launch_.threads;
     gridDim.x = launch_.blocks;
   }
 
-  // Blocks are independent, so their order follows the schedule as well.
-  std::vector<u32> block_order() {
-    std::vector<u32> order(launch_.blocks);
-    for (u32 i = 0; i < launch_.blocks; i++) {
-      order[i] = launch_.schedule == HIGHEST_FIRST ? launch_.blocks - 1 - i : i;
-    }
+  // Clusters are independent, so their order follows the schedule as well.
+  std::vector<u32> cluster_order() {
+    const u32 clusters = launch_.blocks / launch_.cluster;
+    std::vector<u32> order(clusters);
+    for (u32 i = 0; i < clusters; i++) order[i] = launch_.schedule == HIGHEST_FIRST ? clusters - 1 - i : i;
     if (launch_.schedule == RANDOM) {
-      for (u32 i = launch_.blocks; i > 1; i--) std::swap(order[i - 1], order[random.below(i)]);
+      for (u32 i = clusters; i > 1; i--) std::swap(order[i - 1], order[random.below(i)]);
     }
     return order;
   }
 
-  void run_block(u32 block) {
-    start_block(block);
+  void run_cluster(u32 cluster) {
+    start_cluster(cluster);
     switch_to_next(Leave::for_now);
     while (fault_.empty() && !hopper.copies.empty()) {
       land_a_copy();
       switch_to_next(Leave::for_now);
     }
-    if (fault_.empty() && exited_ < launch_.threads) report_deadlock();
+    if (fault_.empty() && exited_ < threads_.size()) report_deadlock();
   }
 
-  void start_block(u32 block) {
-    blockIdx.x = block;
+  void start_cluster(u32 cluster) {
+    first_block_ = cluster * launch_.cluster;
     exited_ = 0;
     favourite_ = 0;
     // NaN in every type.
-    for (u32 i = 0; i + 1 < launch_.shared_bytes; i += 2) memcpy(&shared_.get()[i], "\xff\x7f", 2);
+    const u32 bytes = launch_.cluster * block_bytes_;
+    for (u32 i = 0; i < bytes; i += 2) memcpy(&shared_.get()[i], "\xff\x7f", 2);
     for (Warp& warp : warps_) warp.arrived = warp.exited = 0;
-    for (Barrier& barrier : barriers_) barrier = Barrier();
+    blocks_.assign(launch_.cluster, Block());
+    cluster_barrier_ = Barrier();
     ready_ = ThreadSet();
-    for (u32 i = 0; i < launch_.threads; i++) {
-      Thread& thread = threads_[i];
-      thread.index = i;
-      thread.waits_in = "nothing";
-      thread.waits_at = {"", 0};
-      thread.copies.clear();
-      thread.open_group = 0;
-      prepare(thread.fiber, stacks_.stack(i), Stacks::BYTES, Stacks::offset(i), run_current_thread);
-      ready_.insert(i);
-    }
-    races.start_block();
-    hopper.start_block(launch_.threads);
+    for (u32 i = 0; i < threads_.size(); i++) start_thread(i);
+    races.start_cluster();
+    hopper.start_cluster(launch_.cluster, launch_.threads);
     current = nullptr;
+  }
+
+  void start_thread(u32 index) {
+    Thread& thread = threads_[index];
+    thread.index = index;
+    thread.block = index / launch_.threads;
+    thread.thread_idx = index % launch_.threads;
+    thread.waits_in = "nothing";
+    thread.waits_at = {"", 0};
+    thread.cluster_syncs = 0;
+    thread.copies.clear();
+    thread.open_group = 0;
+    thread.stores.clear();
+    thread.open_store_group = thread.stores_issued = 0;
+    prepare(thread.fiber, stacks_.stack(index), Stacks::BYTES, Stacks::offset(index), run_current_thread);
+    ready_.insert(index);
   }
 
   Thread* next() {
@@ -284,7 +234,10 @@ class Machine {
     counters.switches++;
     current = to;
     previous_ = &from;
-    if (to) threadIdx.x = to->index;
+    if (to) {
+      threadIdx.x = to->thread_idx;
+      blockIdx.x = first_block_ + to->block;
+    }
     switch_fiber(from, to ? to->fiber : scheduler_, leave);
   }
 
@@ -297,6 +250,8 @@ class Machine {
     warp().exited |= 1u << current->lane();
     if (warp().exited == ~0u && count_banks) warp().banks.close();
     exited_++;
+    if (!hopper.mbarriers.empty()) races.release(current->index, block().done);
+    if (++block().exited == launch_.threads) check_block_end();
     ready_.remove(current->index);
     switch_to_next(Leave::for_good);
   }
@@ -306,6 +261,10 @@ class Machine {
     if (!me.copies.empty()) {
       fault(me.copies[0].at, "the thread ends with %zu copies never waited for; this is the first", me.copies.size());
     }
+    if (!me.stores.empty()) {
+      fault(me.stores[0].at, "the thread ends with %zu stores not waited for by tma_wait_read; this is the first",
+            me.stores.size());
+    }
     if (!hopper.warpgroups[me.index / 128].products.empty()) {
       fault(me.waits_at, "the thread ends while products of its warpgroup are in flight: expected wgmma_wait");
     }
@@ -313,9 +272,29 @@ class Machine {
       fault(warp().site, "the thread ends while %d lanes of its warp wait in %s",
             __builtin_popcount(warp().arrived), warp().collective);
     }
-    if (barriers_[0].warps != 0) {
-      fault(barriers_[0].site, "the thread ends while %d warps of its block wait in sync_block",
-            __builtin_popcount(barriers_[0].warps));
+    check_nobody_waits("block", "sync_block", barrier(BLOCK_BARRIER));
+    check_nobody_waits("cluster", "sync_cluster", cluster_barrier_);
+  }
+
+  void check_nobody_waits(const char* whose, const char* in, const Barrier& barrier) {
+    if (barrier.warps == 0) return;
+    fault(barrier.site, "the thread ends while %d warps of its %s wait in %s", __builtin_popcountll(barrier.warps),
+          whose, in);
+  }
+
+  // Others may not reach into a block that has ended, nor copies land in it: by what orders its end after them, not
+  // by the order in which they happened to run.
+  void check_block_end() {
+    for (const auto& [place, mbarrier] : hopper.mbarriers) {
+      if (block_of(place) != current->block) continue;
+      if (!races.knows(block().done, mbarrier.last_load)) {
+        fault(mbarrier.last_load.at, "the block ends, and no thread of it has waited for this copy to its memory");
+      }
+      for (const Access& arrival : mbarrier.remote_arrivals) {
+        if (races.knows(block().done, arrival)) continue;
+        fault(arrival.at, "the block ends with nothing to order that after this arrival by %s: expected a sync_cluster",
+              races.name(arrival.agent).text);
+      }
     }
   }
 
@@ -323,25 +302,41 @@ class Machine {
     std::map<std::string, u32> waiting;
     for (const Thread& thread : threads_) {
       if (warps_[thread.warp()].exited >> thread.lane() & 1) continue;
-      waiting[std::string(thread.waits_in) + " at " + file_name(thread.waits_at) + ":" +
-              std::to_string(thread.waits_at.line)]++;
+      std::string where = std::string(thread.waits_in) + " at " + file_name(thread.waits_at) + ":" +
+                          std::to_string(thread.waits_at.line);
+      if (launch_.cluster > 1) where += " in block " + std::to_string(first_block_ + thread.block);
+      waiting[where]++;
     }
-    fault_ = std::string(launch_.kernel) + ": block " + std::to_string(blockIdx.x) + ": deadlock:";
+    fault_ = std::string(launch_.kernel) + ": block " + std::to_string(first_block_) + ": deadlock:";
     for (const auto& [where, threads] : waiting) {
       fault_ += " " + std::to_string(threads) + " threads wait in " + where + ";";
     }
-    for (const auto& [address, mbarrier] : hopper.mbarriers) {
-      if (!mbarrier.waiting.empty()) fault_ += " " + describe_mbarrier(address, mbarrier) + ";";
+    for (const auto& [place, mbarrier] : hopper.mbarriers) {
+      if (!mbarrier.waiting.empty()) fault_ += " " + describe_mbarrier(place, mbarrier) + ";";
     }
-    fault_ += " " + std::to_string(exited_) + " have ended";
+    fault_ += describe_registers() + " " + std::to_string(exited_) + " have ended";
   }
 
-  std::string describe_mbarrier(u32 address, const Mbarrier& mbarrier) {
+  std::string describe_mbarrier(u32 place, const Mbarrier& mbarrier) const {
     MbarrierWord word;
-    memcpy(&word, &shared_.get()[address - SHARED_BASE], 8);
-    char text[160];
-    snprintf(text, sizeof text, "the mbarrier at byte %u has completed %u phases and lacks %u arrivals and %d bytes",
-             address - SHARED_BASE, mbarrier.phases, (u32)word.pending, (i32)word.bytes);
+    memcpy(&word, memory(place), 8);
+    char text[256];
+    snprintf(text, sizeof text,
+             "the mbarrier at byte %u of block %u has completed %u phases and lacks %u arrivals and %d bytes, with %u "
+             "bytes expected and %u loaded",
+             place % block_bytes_, first_block_ + block_of(place), mbarrier.phases, (u32)word.pending,
+             (i32)word.bytes, mbarrier.expected_bytes, mbarrier.loaded_bytes);
+    return text;
+  }
+
+  std::string describe_registers() const {
+    std::string text;
+    for (const Warpgroup& group : hopper.warpgroups) {
+      if (group.wanted_registers == 0) continue;
+      text += " a warpgroup wants " + std::to_string(group.wanted_registers) + " registers a thread, has " +
+              std::to_string(group.registers) + ", and " + std::to_string(blocks_[group.block].free_registers / 128) +
+              " are free;";
+    }
     return text;
   }
 
@@ -358,10 +353,13 @@ class Machine {
   Stacks stacks_;
   std::vector<Thread> threads_;
   std::vector<Warp> warps_;
-  Barrier barriers_[16];
+  std::vector<Block> blocks_;  // of the cluster that runs
+  Barrier cluster_barrier_;
+  u32 first_block_ = 0;        // of the cluster, in the grid
   ThreadSet ready_;
   u32 exited_ = 0;
   u32 favourite_ = 0;  // the warp that runs as long as it can
+  u32 block_bytes_ = 0;        // of shared memory, rounded up to what keeps blocks aligned
   std::unique_ptr<u8, Free> shared_;
 };
 

@@ -68,19 +68,19 @@ namespace emulator __attribute__((visibility("hidden"))) {
 
 template <class T>
 inline void store(u32 address, T value, Site at) {
-  u8* memory = machine->shared(address, sizeof(T), at);
-  machine->races.write(machine->current->index, address - SHARED_BASE, sizeof(T), at);
+  const u32 place = machine->place(address, sizeof(T), at);
+  machine->races.write(machine->current->index, place, sizeof(T), at);
   if (machine->count_banks) machine->warp().banks.record(machine->current->lane(), address, sizeof(T), at);
-  memcpy(memory, &value, sizeof(T));
+  memcpy(machine->memory(place), &value, sizeof(T));
 }
 
 template <class T>
 inline T load(u32 address, Site at) {
-  const u8* memory = machine->shared(address, sizeof(T), at);
-  machine->races.read(machine->current->index, address - SHARED_BASE, sizeof(T), at);
+  const u32 place = machine->place(address, sizeof(T), at);
+  machine->races.read(machine->current->index, place, sizeof(T), at);
   if (machine->count_banks) machine->warp().banks.record(machine->current->lane(), address, sizeof(T), at);
   T value;
-  memcpy(&value, memory, sizeof(T));
+  memcpy(&value, machine->memory(place), sizeof(T));
   return value;
 }
 

@@ -10,6 +10,9 @@ use crate::compile::compile_for;
 use crate::nvrtc::Nvrtc;
 use crate::params::Instance;
 
+/// The one architecture that runs what Hopper alone has.
+const HOPPER: &str = "sm_90a";
+
 /// Every instance that launch code may ask for, and those that tests of the hardware launch.
 pub(crate) fn instances() -> Vec<Instance> {
     [
@@ -21,6 +24,7 @@ pub(crate) fn instances() -> Vec<Instance> {
         crate::gather_rows::instances(),
         crate::gemm::instances(),
         crate::hardware_tests::instances(),
+        crate::hardware_tests_hopper::instances(),
         crate::l2_normalize::instances(),
         crate::layout::instances(),
         crate::pack_weights::instances(),
@@ -57,7 +61,7 @@ pub fn emulator_units() -> Vec<EmulatorUnit> {
 fn unit(path: &'static str, instances: &[Instance]) -> EmulatorUnit {
     // Kernel files need not avoid one another's names.
     let name: String = path.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
-    let mut text = String::from("#include \"../src/hardware.cuh\"\n#include \"library.h\"\n");
+    let mut text = String::from("#include \"../src/hopper.cuh\"\n#include \"library.h\"\n");
     let _ = writeln!(text, "namespace {name} {{\n#include \"../src/{path}\"");
     if let Some(instance) = instances.first() {
         text += &(instance.source.assertions)();
@@ -88,7 +92,7 @@ pub struct CompiledInstance {
     pub log: String,
 }
 
-/// Compiles every instance for `architecture`, such as `sm_90a`, on all processors; needs no GPU.
+/// Compiles every instance that `architecture`, such as `sm_90a`, can run, on all processors; needs no GPU.
 pub fn compile_all(nvrtc: &Nvrtc, architecture: &str) -> Result<Vec<CompiledInstance>, Error> {
     let compile = |instance: Instance| {
         let compiled = compile_for(nvrtc, &instance, architecture)?;
@@ -102,5 +106,6 @@ pub fn compile_all(nvrtc: &Nvrtc, architecture: &str) -> Result<Vec<CompiledInst
             log: compiled.log,
         })
     };
-    instances().into_par_iter().with_max_len(1).map(compile).collect()
+    let is_for = |instance: &Instance| architecture == HOPPER || !instance.source.is_hopper();
+    instances().into_par_iter().with_max_len(1).filter(is_for).map(compile).collect()
 }

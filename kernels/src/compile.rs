@@ -22,9 +22,12 @@ pub(crate) const CACHE_VARIABLE: &str = "OUTCROP_CACHE_DIR";
 pub(crate) const HEADERS: &[(&str, &str)] = &[
     ("hardware.cuh", include_str!("hardware.cuh")),
     ("../hardware.cuh", include_str!("hardware.cuh")),
+    ("hopper.cuh", include_str!("hopper.cuh")),
+    ("../hopper.cuh", include_str!("hopper.cuh")),
     ("../packed.cuh", include_str!("packed.cuh")),
     ("../row.cuh", include_str!("row.cuh")),
     ("attention.cuh", include_str!("attention/attention.cuh")),
+    ("epilogues.cuh", include_str!("gemm/epilogues.cuh")),
 ];
 /// Begins a cache entry; a new layout takes a new number.
 const MAGIC: &[u8; 8] = b"outcrop1";

@@ -6,7 +6,7 @@ use std::thread::{self, ThreadId};
 
 use crate::compile::Compiler;
 use crate::driver::{
-    Counters, Driver, EmulatorOptions, Event, Function, Graph, Launch, Properties, Resources,
+    Counters, Driver, EmulatorOptions, Event, Function, Graph, Launch, Properties, Resources, TensorMap,
 };
 use crate::error::DeviceError;
 use crate::params::{Instance, ParameterBlock, narrow};
@@ -18,6 +18,8 @@ const STAGING_BYTES: usize = 32 << 20;
 const ALIGNMENT: usize = 256;
 /// Runs kernels one at a time, so that a failure is that of the kernel named.
 const SYNCHRONOUS_VARIABLE: &str = "OUTCROP_SYNCHRONOUS";
+/// Keeps to the kernels that run on every GPU, where there are others for this one: to compare them.
+const PORTABLE_VARIABLE: &str = "OUTCROP_PORTABLE_KERNELS";
 
 /// One GPU with one stream: what is submitted runs in the order of submission.
 pub(crate) struct Device {
@@ -31,6 +33,7 @@ pub(crate) struct Device {
     /// Kernels submitted since the stream was last waited for.
     under_way: Mutex<Vec<String>>,
     is_synchronous: bool,
+    is_portable: bool,
 }
 
 /// Launches of one thread, and the distinct kernels among them.
@@ -95,12 +98,18 @@ impl Device {
             staging: Mutex::new(Staging { memory, used: 0 }),
             recording: Mutex::default(),
             under_way: Mutex::default(),
-            is_synchronous: std::env::var_os(SYNCHRONOUS_VARIABLE).is_some_and(|value| value != "0"),
+            is_synchronous: is_set(SYNCHRONOUS_VARIABLE),
+            is_portable: is_set(PORTABLE_VARIABLE),
         }))
     }
 
     pub(crate) fn properties(&self) -> &Properties {
         &self.properties
+    }
+
+    /// Whether kernels that only Hopper runs are to be launched.
+    pub(crate) fn is_hopper(&self) -> bool {
+        self.properties.compute_capability == (9, 0) && !self.is_portable
     }
 
     /// Free memory and memory in all.
@@ -216,12 +225,13 @@ impl Device {
         Ok(loaded)
     }
 
-    /// Launches `instance` with a block for each of `items`, or as many as the device holds at the same time. Without an item
-    /// nothing is launched.
+    /// Launches `instance` with a cluster of blocks for each of `items`, or as many as the device holds at the same time. Without an
+    /// item nothing is launched.
     pub(crate) fn launch(
         &self,
         instance: &Instance,
         items: usize,
+        maps: &[TensorMap],
         pointers: &[u64],
         params: &impl ParameterBlock,
     ) -> Result<(), Error> {
@@ -232,12 +242,15 @@ impl Device {
         crate::launched::note(&instance.name);
         let Loaded { function, .. } =
             self.function(instance).map_err(|error| self.name_kernels(error, &[]))?;
-        let resident = self.properties.num_sms * instance.blocks_per_sm;
+        let resident = self.properties.num_sms * instance.blocks_per_sm / instance.cluster;
+        let encode = |map| self.driver.encode(map).map_err(|error| self.name_kernels(error, &[]));
         let launch = Launch {
             function,
-            blocks: narrow(items).min(resident.max(1)),
+            blocks: narrow(items).min(resident.max(1)) * instance.cluster,
             threads: instance.threads,
             shared_bytes: instance.shared_bytes,
+            cluster: instance.cluster,
+            maps: maps.iter().map(encode).collect::<Result<_, _>>()?,
             pointers: pointers.to_vec(),
             params: words(params),
         };
@@ -359,6 +372,11 @@ impl<K: std::hash::Hash + Eq> Recordings<K> {
         self.graphs.insert(key, recording);
         Ok(())
     }
+}
+
+/// Whether an environment variable is there and not 0.
+fn is_set(variable: &str) -> bool {
+    std::env::var_os(variable).is_some_and(|value| value != "0")
 }
 
 /// Adds a name to those that are there.

@@ -26,6 +26,7 @@ pub(crate) fn instances() -> Vec<Instance> {
             source: &SOURCE,
             name: format!("hardware_test<{}>", cpp_name(element_type)),
             threads: 32,
+            cluster: 1,
             shared_bytes: 2048,
             blocks_per_sm: 1,
         })

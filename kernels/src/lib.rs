@@ -19,6 +19,7 @@ mod driver;
 mod elements;
 mod error;
 mod hardware_tests;
+mod hardware_tests_hopper;
 mod indices;
 #[cfg(test)]
 mod launched;

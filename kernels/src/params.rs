@@ -1,6 +1,7 @@
 //! What host code and kernels agree on: batch-dependent numbers and parameter blocks.
 
 use crate::device::Device;
+use crate::driver::TensorMap;
 
 /// A number that a batch decides, such as its rows.
 ///
@@ -134,6 +135,13 @@ pub(crate) struct Source {
     pub(crate) assertions: fn() -> String,
 }
 
+impl Source {
+    /// Whether the file uses what Hopper alone has: then its name says so.
+    pub(crate) fn is_hopper(&self) -> bool {
+        self.path.ends_with("_hopper.cu")
+    }
+}
+
 /// One instance of a kernel template, and how its launch looks whatever the batch.
 #[derive(Clone, Debug)]
 pub(crate) struct Instance {
@@ -141,6 +149,8 @@ pub(crate) struct Instance {
     /// C++ expression that names it: `rms_norm<f16, 4>`.
     pub(crate) name: String,
     pub(crate) threads: u32,
+    /// Blocks of a cluster; 1 where blocks know nothing of one another.
+    pub(crate) cluster: u32,
     /// Dynamic shared memory.
     pub(crate) shared_bytes: u32,
     /// Blocks that a multiprocessor is to hold at the same time: how many a launch asks for at most.
@@ -163,6 +173,18 @@ impl Instance {
         pointers: &[u64],
         params: &impl ParameterBlock,
     ) -> Result<(), crate::Error> {
-        device.launch(self, items, pointers, params)
+        device.launch(self, items, &[], pointers, params)
+    }
+
+    /// The same with tensor maps, the first arguments; and a cluster of blocks for each of the `items`.
+    pub(crate) fn launch_mapped(
+        &self,
+        device: &Device,
+        items: usize,
+        maps: &[TensorMap],
+        pointers: &[u64],
+        params: &impl ParameterBlock,
+    ) -> Result<(), crate::Error> {
+        device.launch(self, items, maps, pointers, params)
     }
 }

@@ -51,6 +51,7 @@ fn with_warps(source: &'static Source, kernel: &str, operand_type: ElementType, 
         source,
         name: format!("{kernel}<{}, {warps}>", cpp_name(operand_type)),
         threads: 32 * warps,
+        cluster: 1,
         // Two sums' slots of a float per warp; a warp alone sums without.
         shared_bytes: if warps == 1 { 0 } else { 8 * warps },
         blocks_per_sm: BLOCKS / warps,

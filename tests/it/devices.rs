@@ -48,6 +48,12 @@ fn emulator() -> Option<EmulatorOptions> {
     Some(EmulatorOptions::new(Path::new(&library)))
 }
 
+/// The emulator as a Hopper GPU, for which there are kernels of its own. Where there is a GPU, it is tested as what it is.
+fn hopper() -> Option<Device> {
+    let options = EmulatorOptions { compute_capability: (9, 0), num_sms: 4, ..emulator()? };
+    Some(Device::Emulator(options))
+}
+
 fn open(model: &str, device: Device, dtype: Dtype) -> Engine {
     let softcap = model == "gemma2_lightweight_eager";
     let options = EngineOptions { device, dtype, attention_softcap: softcap, ..EngineOptions::default() };
@@ -110,7 +116,20 @@ fn root_mean_square(got: &[f64], expected: &[f64]) -> f64 {
 
 #[test]
 fn f16_scores_are_the_oracles_within_0_3_percent_of_their_range() {
-    let Some(device) = device() else { return };
+    if let Some(device) = device() {
+        f16_scores_are_close(&device);
+    }
+}
+
+#[test]
+fn hoppers_own_kernels_give_f16_scores_as_close() {
+    if let Some(device) = hopper() {
+        f16_scores_are_close(&device);
+    }
+}
+
+#[allow(clippy::print_stdout)] // Read with --nocapture.
+fn f16_scores_are_close(device: &Device) {
     for model in MODELS {
         let case = case(model, None);
         let (got, expected) = (scores(&open(model, device.clone(), Dtype::F16), &case), oracle(&case));
@@ -204,8 +223,23 @@ fn embeddings_point_where_the_oracles_do() {
 /// The same pair has the same bits alone, in any batch, in any order, with and without prefix sharing and recorded graphs.
 #[test]
 fn scores_do_not_depend_on_batch_order_sharing_or_graphs() {
-    let Some(device) = device() else { return };
-    for model in ["xlmr_m3", "gemma", "minicpm_layerwise", "gemma2_lightweight"] {
+    if let Some(device) = device() {
+        scores_depend_on_nothing_else(
+            &device,
+            &["xlmr_m3", "gemma", "minicpm_layerwise", "gemma2_lightweight"],
+        );
+    }
+}
+
+#[test]
+fn nor_do_they_with_hoppers_own_kernels() {
+    if let Some(device) = hopper() {
+        scores_depend_on_nothing_else(&device, &["xlmr_m3", "gemma2_lightweight"]);
+    }
+}
+
+fn scores_depend_on_nothing_else(device: &Device, models: &[&str]) {
+    for &model in models {
         let is_deep = model != "xlmr_m3";
         let mut pairs = case(model, None).pairs;
         // One query for some of them, so that there is something to share.

@@ -79,7 +79,7 @@ KERNEL_MIN_BLOCKS(384, 1) multiply(float* d, TENSOR_MAP a, TENSOR_MAP b, Params 
       const u32 a_rows = a_stages + stage * A_BYTES + group * 64 * 128, b_rows = b_stages + stage * B_BYTES;
       for (u32 k = 0; k < 4; k++) {
         const u32 other = FAULT == Fault::unequal_descriptors && thread % 128 == 77 ? 32 : 0;
-        wgmma64<T>(sums, wgmma_operand(a_rows + k * 32 + other), wgmma_operand(b_rows + k * 32), step + k > 0);
+        wgmma<T>(sums, wgmma_operand(a_rows + k * 32 + other), wgmma_operand(b_rows + k * 32), step + k > 0);
       }
       wgmma_commit();
       const u32 previous = (stage + STAGES - 1) % STAGES;
@@ -121,7 +121,7 @@ KERNEL(128) multiply_stored(float* d, const u32* a, const u32* b) {
   sync_block();
   float sums[32];
   wgmma_fence();
-  wgmma64<bf16>(sums, wgmma_operand(smem_base()), wgmma_operand(b_base), 0);
+  wgmma<bf16>(sums, wgmma_operand(smem_base()), wgmma_operand(b_base), 0);
   wgmma_commit();
   wgmma_wait<0>();
   for (u32 i = 0; i < 32; i++) {

@@ -81,6 +81,7 @@ fn instance(
         source,
         name: format!("{kernel}<{}, {width}, {has_softcap}>", cpp_name(operand_type)),
         threads: 128,
+        cluster: 1,
         shared_bytes,
         blocks_per_sm: match width {
             ..=64 => 4,

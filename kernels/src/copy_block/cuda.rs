@@ -35,6 +35,7 @@ fn instance() -> Instance {
         source: &SOURCE,
         name: "copy_block".to_owned(),
         threads: 128,
+        cluster: 1,
         shared_bytes: 0,
         blocks_per_sm: 10,
     }

@@ -1,14 +1,14 @@
 //! NVIDIA's driver: one context and one stream per device.
 
-use std::ffi::{CStr, CString, c_int, c_void};
+use std::ffi::{CStr, CString, c_int};
 use std::ptr;
 
 use cudarc::driver::sys;
 
 use super::functions::{Code, Functions};
-use super::{Launch, Properties, Resources};
-use crate::Error;
+use super::{EncodedMap, Launch, Properties, Resources, TensorMap};
 use crate::error::DeviceError;
+use crate::{ElementType, Error};
 
 pub(crate) struct Cuda {
     cu: &'static Functions,
@@ -306,9 +306,43 @@ impl Cuda {
         Ok((Function(function), resources))
     }
 
+    pub(super) fn encode(&self, map: &TensorMap) -> Result<EncodedMap, Error> {
+        let data_type = match map.element_type {
+            ElementType::F32 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
+            ElementType::F16 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+            ElementType::BF16 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+        };
+        let swizzle = match map.is_swizzled {
+            true => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+            false => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_NONE,
+        };
+        let (dimensions, strides) = ([map.columns as u64, map.rows as u64], [map.row_bytes()]);
+        let (boxes, element_strides) = ([map.box_columns, map.box_rows], [1, 1]);
+        let mut encoded = EncodedMap([0; 16]);
+        // SAFETY: `encoded` has the size and the alignment of a CUtensorMap; the arrays have two dimensions, of strides one less.
+        let code = unsafe {
+            (self.cu.cuTensorMapEncodeTiled)(
+                (&raw mut encoded).cast(),
+                data_type,
+                2,
+                ptr::with_exposed_provenance_mut(usize::try_from(map.address).unwrap_or(0)),
+                dimensions.as_ptr(),
+                strides.as_ptr(),
+                boxes.as_ptr(),
+                element_strides.as_ptr(),
+                sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+                swizzle,
+                sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+            )
+        };
+        self.check("cuTensorMapEncodeTiled", code)?;
+        Ok(encoded)
+    }
+
     pub(super) fn launch(&self, function: &Function, launch: &Launch) -> Result<(), Error> {
         self.enter()?;
-        let mut arguments = arguments(launch);
+        let mut arguments = launch.arguments();
         // SAFETY: the arguments are those of the kernel's signature: pointers into live allocations of this device, then its parameter
         // block, whose layout the compiler has checked.
         let code = unsafe {
@@ -352,7 +386,7 @@ impl Cuda {
             let super::Function::Cuda(function) = &launch.function else {
                 return Err(DeviceError::OtherDevice { operand: "kernel" }.into());
             };
-            let mut arguments = arguments(launch);
+            let mut arguments = launch.arguments();
             let params = sys::CUDA_KERNEL_NODE_PARAMS {
                 func: function.0,
                 gridDimX: launch.blocks,
@@ -437,10 +471,4 @@ impl Drop for Cuda {
         // SAFETY: releases what `open` retained.
         let _ = unsafe { (self.cu.cuDevicePrimaryCtxRelease_v2)(self.device) };
     }
-}
-
-/// Addresses of the arguments, as the driver takes them.
-fn arguments(launch: &Launch) -> Vec<*mut c_void> {
-    let pointers = launch.pointers.iter().map(|pointer| ptr::from_ref(pointer).cast_mut().cast());
-    pointers.chain([launch.params.as_ptr().cast_mut().cast()]).collect()
 }

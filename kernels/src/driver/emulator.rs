@@ -24,6 +24,8 @@ pub struct EmulatorOptions {
     pub seed: u64,
     /// Whether races and reads of unwritten shared memory are looked for.
     pub detect_races: bool,
+    /// Which device is emulated: it decides which of several kernels for the same thing is launched.
+    pub compute_capability: (u32, u32),
     /// Multiprocessors of the device that is emulated: they decide how many blocks a launch has.
     pub num_sms: u32,
     /// Its memory in bytes.
@@ -43,6 +45,7 @@ impl EmulatorOptions {
             asynchronous: 0,
             seed: 1,
             detect_races: false,
+            compute_capability: (8, 0),
             num_sms: 3,
             memory_bytes: u64::MAX,
             num_devices: 1,
@@ -91,6 +94,7 @@ impl std::ops::AddAssign for Counters {
 struct AbiLaunch {
     kernel: *const c_char,
     blocks: u32,
+    cluster: u32,
     threads: u32,
     shared_bytes: u32,
     args: *mut *mut c_void,
@@ -175,7 +179,7 @@ impl Emulator {
         let kernels = *unsafe { library.get::<KernelsFn>(b"emulator_kernels\0") }.map_err(refused)?;
         let properties = Properties {
             name: "emulator".to_owned(),
-            compute_capability: (8, 0),
+            compute_capability: options.compute_capability,
             num_sms: options.num_sms,
             shared_bytes_max: 227 << 10,
             memory_bytes: options.memory_bytes,
@@ -359,12 +363,11 @@ impl Emulator {
         let super::Function::Emulator(Function(kernel)) = &launch.function else {
             return Err(("a kernel of another device".to_owned(), "was submitted".to_owned()));
         };
-        let mut args: Vec<*mut c_void> =
-            launch.pointers.iter().map(|pointer| std::ptr::from_ref(pointer).cast_mut().cast()).collect();
-        args.push(launch.params.as_ptr().cast_mut().cast());
+        let mut args = launch.arguments();
         let abi = AbiLaunch {
             kernel: kernel.as_ptr(),
             blocks: launch.blocks,
+            cluster: launch.cluster,
             threads: launch.threads,
             shared_bytes: launch.shared_bytes,
             args: args.as_mut_ptr(),

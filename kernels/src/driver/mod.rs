@@ -7,8 +7,13 @@
 mod cuda;
 mod emulator;
 mod functions;
+mod tensor_map;
 
 pub use self::emulator::{Counters, EmulatorOptions};
+pub(crate) use self::tensor_map::{EncodedMap, SWIZZLED_COLUMNS, TensorMap};
+
+use std::ffi::c_void;
+use std::ptr;
 
 use crate::Error;
 use crate::error::DeviceError;
@@ -40,10 +45,23 @@ pub(crate) struct Launch {
     pub(crate) blocks: u32,
     pub(crate) threads: u32,
     pub(crate) shared_bytes: u32,
-    /// Device addresses, the leading arguments.
+    /// Blocks of a cluster, which the kernel's code fixes.
+    pub(crate) cluster: u32,
+    /// The leading arguments.
+    pub(crate) maps: Vec<EncodedMap>,
+    /// Device addresses, the next ones.
     pub(crate) pointers: Vec<u64>,
     /// The parameter block, the last argument; in words for its alignment.
     pub(crate) params: Vec<u64>,
+}
+
+impl Launch {
+    /// Addresses of the arguments, as a driver takes them.
+    fn arguments(&self) -> Vec<*mut c_void> {
+        let maps = self.maps.iter().map(|map| ptr::from_ref(map).cast_mut().cast());
+        let pointers = self.pointers.iter().map(|pointer| ptr::from_ref(pointer).cast_mut().cast());
+        maps.chain(pointers).chain([self.params.as_ptr().cast_mut().cast()]).collect()
+    }
 }
 
 /// A kernel, loaded.
@@ -180,6 +198,14 @@ impl Driver {
                 Ok((Function::Cuda(function), resources))
             }
             Self::Emulator(emulator) => Ok((Function::Emulator(emulator.load(name)?), Resources::default())),
+        }
+    }
+
+    /// A tensor map as kernels take it.
+    pub(crate) fn encode(&self, map: &TensorMap) -> Result<EncodedMap, Error> {
+        match self {
+            Self::Cuda(cuda) => cuda.encode(map),
+            Self::Emulator(_) => Ok(map.for_emulator()),
         }
     }
 

@@ -23,6 +23,7 @@ fn instance(table_type: ElementType) -> Instance {
         source: &SOURCE,
         name: format!("embed<{}>", cpp_name(table_type)),
         threads: 128,
+        cluster: 1,
         shared_bytes: 0,
         blocks_per_sm: 16,
     }

@@ -28,6 +28,7 @@ fn instance() -> Instance {
         source: &SOURCE,
         name: "gather_rows".to_owned(),
         threads: 128,
+        cluster: 1,
         shared_bytes: 0,
         blocks_per_sm: 16,
     }

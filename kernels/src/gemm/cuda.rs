@@ -1,8 +1,8 @@
-//! Launch of gemm.cu.
+//! Launch of gemm.cu, and on Hopper of gemm_hopper.cu in its place.
 
 use std::ops::Range;
 
-use super::{Activation, Epilogue, Matrix};
+use super::{Activation, Epilogue, Matrix, hopper};
 use crate::device::cpp_name;
 use crate::operands::{OPERAND_TYPES, Operands};
 use crate::params::{DeviceSize, Instance, ParameterBlock, Source, narrow, parameter_block};
@@ -47,8 +47,8 @@ const TILE64: Tile =
     Tile { name: "Tile64", block: 64, threads: 128, shared_bytes: 80 << 10, blocks_per_sm: 2 };
 const TILES: [Tile; 2] = [TILE128, TILE64];
 
-/// The epilogues of gemm.cu.
-const EPILOGUES: [&str; 9] = [
+/// The epilogues of epilogues.cuh.
+pub(super) const EPILOGUES: [&str; 9] = [
     "None",
     "Bias",
     "BiasGeluErf",
@@ -89,6 +89,7 @@ fn instance(operand_type: ElementType, tile: Tile, epilogue: &str) -> Instance {
         source: &SOURCE,
         name: format!("gemm<{}, {}, {epilogue}>", cpp_name(operand_type), tile.name),
         threads: tile.threads,
+        cluster: 1,
         shared_bytes: tile.shared_bytes,
         blocks_per_sm: tile.blocks_per_sm,
     }
@@ -96,7 +97,7 @@ fn instance(operand_type: ElementType, tile: Tile, epilogue: &str) -> Instance {
 
 /// Every instance, for the catalog.
 pub(crate) fn instances() -> Vec<Instance> {
-    let mut instances = Vec::new();
+    let mut instances = hopper::instances();
     for operand_type in OPERAND_TYPES {
         for tile in TILES {
             instances.extend(EPILOGUES.map(|epilogue| instance(operand_type, tile, epilogue)));
@@ -105,7 +106,7 @@ pub(crate) fn instances() -> Vec<Instance> {
     instances
 }
 
-/// The epilogue's name in gemm.cu.
+/// The epilogue's name in epilogues.cuh.
 fn name_of(epilogue: Epilogue<'_>) -> &'static str {
     match epilogue {
         Epilogue::None => "None",
@@ -169,15 +170,26 @@ pub(super) fn gemm(
             ];
         }
     }
-    let d = match epilogue {
+    let d_address = match epilogue {
         Epilogue::AddScaled(_) => on.full("d", d)?,
         _ => on.operand("d", d)?,
     };
-    let pointers =
-        [d, on.operand("a", a)?, weights.address_of(first_row * b.k()), bias, rope[0], rope[1], rope[2]];
-
-    let device = stream.device();
+    let a_address = on.operand("a", a)?;
+    let b_address = weights.address_of(first_row * b.k());
+    let (device, epilogue) = (stream.device(), name_of(epilogue));
+    if device.is_hopper() {
+        let operands = hopper::Operands {
+            d: d_address,
+            d_rows: d.len() / outputs,
+            a: a_address,
+            a_rows: a.len() / b.k(),
+            b: b_address,
+        };
+        let rest = [bias, rope[0], rope[1], rope[2]];
+        return hopper::launch(device, stream.operand_type(), &operands, &rest, m, &params, epilogue);
+    }
     let tile = Tile::choose(m.bound(), n, device.properties().num_sms);
+    let pointers = [d_address, a_address, b_address, bias, rope[0], rope[1], rope[2]];
     let items = tile.count(m.bound(), n);
-    instance(stream.operand_type(), tile, name_of(epilogue)).launch(device, items, &pointers, &params)
+    instance(stream.operand_type(), tile, epilogue).launch(device, items, &pointers, &params)
 }

@@ -21,7 +21,8 @@
 //! Rounding on the CPU: products and sums in f32 with fused multiply-adds. k is cut into equal chunks of at most
 //! 512; each chunk is summed in ascending order from zero and the chunk sums are added in ascending order.
 //! On CUDA: exact products of 16-bit factors, summed in f32 by tensor cores in ascending order, 16 of them at a
-//! time; the hardware may cut off where f32 would round. The epilogue is computed in f32, and what it gives is
+//! time; the hardware may cut off where f32 would round. Hopper GPUs run a kernel of their own, whose tiles agree among
+//! themselves to the bit as those of the other do. The epilogue is computed in f32, and what it gives is
 //! rounded once to the type of `d`.
 //! Error bound: `|d - exact| <= (k + 2) * u * sum_k |a * b|` before the epilogue, with u = 2^-24 on the CPU and 2^-23
 //! on CUDA; tests use it. The activations add `4e-7 * max(1, |x|)`.
@@ -34,6 +35,9 @@ mod cpu;
 mod cuda;
 #[cfg(test)]
 pub(crate) mod cuda_tests;
+mod hopper;
+#[cfg(test)]
+pub(crate) mod hopper_tests;
 mod matrix;
 #[cfg(test)]
 mod tests;

@@ -26,6 +26,7 @@ fn instance() -> Instance {
         source: &SOURCE,
         name: "l2_normalize".to_owned(),
         threads: 128,
+        cluster: 1,
         shared_bytes: 32,
         blocks_per_sm: 16,
     }

@@ -51,6 +51,7 @@ fn instance() -> Instance {
         source: &SOURCE,
         name: "layout".to_owned(),
         threads: 1024,
+        cluster: 1,
         shared_bytes: 128,
         blocks_per_sm: 1,
     }

@@ -34,6 +34,7 @@ fn instance(out_type: ElementType, stored_type: ElementType) -> Instance {
         source: &SOURCE,
         name: format!("pack_weights<{}, {}>", cpp_name(out_type), cpp_name(stored_type)),
         threads: 128,
+        cluster: 1,
         shared_bytes: 0,
         blocks_per_sm: 16,
     }

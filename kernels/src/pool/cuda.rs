@@ -26,6 +26,7 @@ fn instance(operand_type: ElementType) -> Instance {
         source: &SOURCE,
         name: format!("pool<{}>", cpp_name(operand_type)),
         threads: 32,
+        cluster: 1,
         shared_bytes: 0,
         blocks_per_sm: 32,
     }

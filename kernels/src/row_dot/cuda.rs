@@ -29,6 +29,7 @@ fn instance(operand_type: ElementType) -> Instance {
         source: &SOURCE,
         name: format!("row_dot<{}>", cpp_name(operand_type)),
         threads: 128,
+        cluster: 1,
         shared_bytes: 32,
         blocks_per_sm: 16,
     }

@@ -28,6 +28,7 @@ fn instance() -> Instance {
         source: &SOURCE,
         name: "token_compress".to_owned(),
         threads: 128,
+        cluster: 1,
         shared_bytes: 0,
         blocks_per_sm: 12,
     }

@@ -1,0 +1,38 @@
+#include "../../src/hopper.cuh"
+#include "../library.h"
+
+namespace cluster_cu {
+#include "cluster.cu"
+EMULATE(multiply<f16, 1, 64, Fault::none>)
+EMULATE(multiply<bf16, 2, 64, Fault::none>)
+EMULATE(multiply<f16, 2, 128, Fault::none>)
+EMULATE(multiply<f16, 2, 256, Fault::none>)
+EMULATE(multiply<bf16, 2, 256, Fault::none>)
+EMULATE(multiply<f16, 4, 64, Fault::none>)
+EMULATE(multiply<f16, 2, 64, Fault::no_sync_before_reaching>)
+EMULATE(multiply<f16, 2, 64, Fault::no_sync_before_the_end>)
+EMULATE(multiply<f16, 2, 64, Fault::peers_not_waited_for>)
+EMULATE(multiply<f16, 2, 64, Fault::peers_not_released>)
+EMULATE(multiply<f16, 2, 64, Fault::mask_of_own_block>)
+EMULATE(multiply<f16, 2, 64, Fault::mask_beyond_the_cluster>)
+EMULATE(multiply<f16, 2, 64, Fault::rank_beyond_the_cluster>)
+EMULATE(multiply<f16, 2, 64, Fault::own_part_expected>)
+EMULATE(multiply<f16, 2, 64, Fault::extra_load>)
+EMULATE(multiply<f16, 2, 64, Fault::too_many_registers>)
+EMULATE(multiply<f16, 2, 64, Fault::fewer_registers>)
+EMULATE(multiply<f16, 2, 64, Fault::operand_between_groups>)
+EMULATE(multiply<f16, 2, 64, Fault::no_proxy_fence>)
+EMULATE(multiply<f16, 2, 64, Fault::proxy_fence_after_the_barrier>)
+EMULATE(multiply<f16, 2, 64, Fault::load_over_stores>)
+EMULATE(multiply<f16, 2, 64, Fault::no_barrier_before_the_store>)
+EMULATE(multiply<f16, 2, 64, Fault::no_wait_before_reuse>)
+EMULATE(multiply<f16, 2, 64, Fault::wait_for_one_too_few>)
+EMULATE(multiply<f16, 2, 64, Fault::store_not_committed>)
+EMULATE(multiply<f16, 2, 64, Fault::store_never_awaited>)
+EMULATE(multiply<f16, 2, 64, Fault::store_unaligned>)
+EMULATE(multiply<f16, 2, 64, Fault::staging_not_swizzled>)
+EMULATE(multiply<f16, 2, 64, Fault::matrices_swapped>)
+EMULATE(multiply<f16, 2, 64, Fault::sync_by_some>)
+EMULATE(overtaken)
+EMULATE(stride_store)
+}  // namespace cluster_cu

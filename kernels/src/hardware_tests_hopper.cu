@@ -1,0 +1,76 @@
+// What the wrappers of hopper.cuh do with known inputs: run on the emulator and on a GPU, whose answers must be those of the PTX
+// manual. A cluster of two blocks, a warpgroup each.
+#include "hopper.cuh"
+
+struct HopperTestParams {
+  u32 block_words;  // of `words`, for each block
+  u32 unused;
+};
+
+// Shared memory: an operand of 64 rows and one of 256, 128 bytes each, as many rows on their way out, two mbarriers.
+constexpr u32 A = 0, B = A + 64 * 128, OUT = B + 256 * 128, BARRIERS = OUT + 64 * 128;
+
+// `words`, for each block: a's box, b's boxes, the sums of each thread for 64, 128 and 256 rows of b, what stmatrix stored.
+template <class T>
+KERNEL_CLUSTER(128, 2)
+hardware_test_hopper(TENSOR_MAP map_a, TENSOR_MAP map_b, TENSOR_MAP map_out, u32* words, HopperTestParams p) {
+  const u32 thread = threadIdx.x, lane = thread % 32, warp = thread / 32, smem = smem_base(), rank = cluster_rank();
+  const u32 copied = smem + BARRIERS, greeted = copied + 8;
+  words += rank * p.block_words;
+
+  if (thread == 0) {
+    mbarrier_init(copied, 1);
+    mbarrier_init(greeted, 1);
+    mbarrier_init_fence();
+  }
+  sync_cluster();
+
+  // A box that reaches beyond the matrix in both directions; and a box that each block fetches for both.
+  if (thread == 0) {
+    mbarrier_arrive_expect(copied, (64 + 256) * 128);
+    tma_load(smem + A, &map_a, copied, 16, 48);
+    tma_load_multicast(smem + B + rank * 128 * 128, &map_b, copied, 0, rank * 128, 3);
+    mbarrier_arrive_at(greeted, 1 - rank);
+  }
+  mbarrier_wait(copied, 0);
+  mbarrier_wait(greeted, 0);
+  for (u32 i = thread; i < (64 + 256) * 32; i += 128) words[i] = lds32(smem + i * 4);
+  words += (64 + 256) * 32;
+
+  const u64 a = wgmma_operand(smem + A), b = wgmma_operand(smem + B);
+  float d64[32], d128[64], d256[128];
+  wgmma_fence();
+  for (u32 k = 0; k < 4; ++k) {
+    wgmma<T>(d64, a + k * 2, b + k * 2, k > 0);
+    wgmma<T>(d128, a + k * 2, b + k * 2, k > 0);
+    wgmma<T>(d256, a + k * 2, b + k * 2, k > 0);
+  }
+  wgmma_commit();
+  wgmma_wait<0>();
+  for (u32 i = 0; i < 32; ++i) words[thread * 224 + i] = float_to_bits(d64[i]);
+  for (u32 i = 0; i < 64; ++i) words[thread * 224 + 32 + i] = float_to_bits(d128[i]);
+  for (u32 i = 0; i < 128; ++i) words[thread * 224 + 96 + i] = float_to_bits(d256[i]);
+  words += 128 * 224;
+
+  // Every warp four matrices of 8 x 8: 16 rows of 32 bytes.
+  const u32 value = thread * 4;
+  stmatrix4(smem + OUT + (warp * 16 + lane % 16) * 32 + lane / 16 * 16, value, value + 1, value + 2, value + 3);
+  sync_block();
+  for (u32 i = thread; i < 64 * 8; i += 128) words[i] = lds32(smem + OUT + i * 4);
+  sync_block();
+
+  // A box of consecutive numbers, swizzled, to where part of it is beyond the matrix.
+  for (u32 i = thread; i < 64 * 32; i += 128) {
+    const u32 row = i / 32, word = i % 32;
+    sts32(smem + OUT + row * 128 + ((word / 4 ^ row % 8) * 16) + word % 4 * 4, i * 2 | (i * 2 + 1) << 16);
+  }
+  proxy_fence();
+  sync_block();
+  if (thread == 0 && rank == 0) {
+    tma_prefetch(&map_out, 16, 20);
+    tma_store(&map_out, smem + OUT, 16, 20);
+    tma_commit();
+    tma_wait_read<0>();
+  }
+  sync_cluster();
+}
