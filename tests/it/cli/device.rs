@@ -46,7 +46,7 @@ fn libraries() -> &'static Path {
 const NVRTC: &str = "env/lib/python3.12/site-packages/nvidia/cuda_nvrtc/lib/libnvrtc.so.12";
 
 /// A machine: what the program finds there, and an empty home.
-struct Machine {
+pub(super) struct Machine {
     variables: Vec<(&'static str, PathBuf)>,
     home: TempDir,
 }
@@ -65,18 +65,18 @@ impl Machine {
     }
 
     /// One with a GPU that works.
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self::with_driver("driver")
     }
 
     /// The same with a variable set.
-    fn set(mut self, name: &'static str, value: impl Into<PathBuf>) -> Self {
+    pub(super) fn set(mut self, name: &'static str, value: impl Into<PathBuf>) -> Self {
         self.variables.retain(|(set, _)| *set != name);
         self.variables.push((name, value.into()));
         self
     }
 
-    fn outcrop(&self, args: &[&str]) -> Ran {
+    pub(super) fn outcrop(&self, args: &[&str]) -> Ran {
         let mut command = command(args);
         for variable in
             ["OUTCROP_CACHE_DIR", "XDG_CACHE_HOME", "CUDA_HOME", "CUDA_PATH", "CONDA_PREFIX", "VIRTUAL_ENV"]
