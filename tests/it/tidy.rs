@@ -59,7 +59,7 @@ const DEPENDENCIES: &[(&str, &[&str])] = &[
 const LINES_MAX: &[(&str, usize)] = &[
     ("loader", 6200),
     // Two thirds for CUDA: the device layer, launches, and tests on the emulator.
-    ("kernels", 15700),
+    ("kernels", 17000),
     ("models", 2700),
     ("runtime", 8700),
     ("benches", 700),
