@@ -310,7 +310,7 @@ fn a_launch_that_is_refused() {
         let error = refused(
             &format!("{function} 701"),
             &[],
-            "outcrop: one of layout, embed_layer_norm<f16, 1>, gemm<",
+            "outcrop: one of layout, embed_layer_norm<f16, 1>, gemm_hopper<",
         );
         assert!(error.contains(&format!("cannot be launched: {call} reported")), "{error}");
         assert!(error.contains("`--no-graphs` names the one"), "{error}");
@@ -339,7 +339,7 @@ fn a_device_that_is_lost() {
         for (device, named, only) in [("cuda", "0", ""), ("cuda:1", "1", ""), ("cuda:0,1", "1", " 1")] {
             let error = lost(&format!("{fails}{only}"), device, options, "0");
             assert!(error.starts_with(&format!("outcrop: CUDA device {named} is lost: ")), "{error}");
-            assert!(error.contains(" in one of layout, embed_layer_norm<f16, 1>, gemm<"), "{error}");
+            assert!(error.contains(" in one of layout, embed_layer_norm<f16, 1>, gemm_hopper<"), "{error}");
             assert!(error.contains("OUTCROP_SYNCHRONOUS=1, which names the kernel"), "{error}");
         }
     }
