@@ -70,7 +70,7 @@ fn bench_gemm(c: &mut Criterion) {
         let (matrix, bias) = (matrix(&stream, n, k, None), buffer(n));
         for m in [SCORED, 64, TOKENS] {
             let (a, mut d) = (buffer(m * k), zeros(m * n));
-            group.throughput(operations(gemm::cost(m, n, k, 4)));
+            group.throughput(operations(gemm::cost(m, n, k, [4, 4], 4 * m * n)));
             group.bench_function(BenchmarkId::new(name, m), |b| {
                 b.iter(|| gemm(&stream, &mut d, &a, &matrix, 0..1, m.into(), Epilogue::Bias(&bias)));
             });
@@ -81,7 +81,7 @@ fn bench_gemm(c: &mut Criterion) {
     let table = RopeTable::new(&stream, 10_000.0, 64, 512).expect("the head is even");
     let position_ids: Vec<u32> = (0..1024).map(|i| i % 512).collect();
     let (a, mut d) = (buffer(TOKENS * k), zeros(TOKENS * n));
-    group.throughput(operations(gemm::cost(TOKENS, n, k, 4)));
+    group.throughput(operations(gemm::cost(TOKENS, n, k, [4, 4], 4 * TOKENS * n)));
     for (name, epilogue) in [
         ("none", Epilogue::None),
         ("bias", Epilogue::Bias(&bias)),
@@ -111,7 +111,7 @@ fn bench_gated_gemm(c: &mut Criterion) {
         let matrix = Matrix::pack_gated(&stream, gate_up, gate_up, n, k, None).expect("shapes agree");
         for m in [SCORED, TOKENS] {
             let (a, mut d) = (buffer(m * k), zeros(m * n));
-            group.throughput(operations(gemm::cost(m, 2 * n, k, 4)));
+            group.throughput(operations(gemm::cost(m, 2 * n, k, [4, 4], 4 * m * n)));
             group.bench_function(BenchmarkId::new(name, m), |b| {
                 b.iter(|| gemm(&stream, &mut d, &a, &matrix, 0..1, m.into(), Epilogue::Gated(activation)));
             });
@@ -141,7 +141,7 @@ fn bench_attention(c: &mut Criterion) {
                 (0..TOKENS / length).map(|i| Span::whole(i * length..(i + 1) * length)).collect();
             let (qkv, mut out) = (buffer(TOKENS * stride), zeros(TOKENS * q_size));
             let [q, k, v] = [0, q_size, q_size + kv_size].map(|column| Rows { buffer: &qkv, stride, column });
-            group.throughput(operations(attention::cost(&spans, params)));
+            group.throughput(operations(attention::cost(&spans, params, 4)));
             group.bench_function(BenchmarkId::new(name, length), |b| {
                 b.iter(|| attention(&stream, &mut out, q, k, v, (&spans[..]).into(), params));
             });
@@ -172,11 +172,11 @@ fn bench_decoder_rows(c: &mut Criterion) {
         let norm = RmsNorm { weight: &weight, eps: 1e-6 };
         let (mut x, y, mut out) = (buffer(TOKENS * hidden), buffer(TOKENS * hidden), buffer(TOKENS * hidden));
         let mut group = c.benchmark_group("rows");
-        group.throughput(bytes(rms_norm::cost(TOKENS, hidden)));
+        group.throughput(bytes(rms_norm::cost(TOKENS, hidden, 4)));
         group.bench_function(BenchmarkId::new("rms_norm", hidden), |b| {
             b.iter(|| rms_norm(&stream, &mut out, &x, norm, TOKENS.into()));
         });
-        group.throughput(bytes(sandwich_norm::cost(TOKENS, hidden)));
+        group.throughput(bytes(sandwich_norm::cost(TOKENS, hidden, 4)));
         group.bench_function(BenchmarkId::new("sandwich_norm", hidden), |b| {
             b.iter(|| sandwich_norm(&stream, &mut x, &mut out, &y, norm, norm, TOKENS.into()));
         });
@@ -207,7 +207,7 @@ fn bench_rows(c: &mut Criterion) {
         let layout = Layout::new(Segments::of_sequences([TOKENS / 4; 4], ScoredRow::First));
 
         let mut group = c.benchmark_group("rows");
-        group.throughput(bytes(add_layer_norm::cost(TOKENS, hidden)));
+        group.throughput(bytes(add_layer_norm::cost(TOKENS, hidden, 4)));
         group.bench_function(BenchmarkId::new("add_layer_norm", hidden), |b| {
             b.iter(|| add_layer_norm(&stream, &mut x, &y, norm, TOKENS.into()));
         });
@@ -216,17 +216,17 @@ fn bench_rows(c: &mut Criterion) {
             b.iter(|| l2_normalize(&stream, &mut x, TOKENS.into(), hidden));
         });
         let mut out = zeros(TOKENS * hidden);
-        group.throughput(bytes(pool::cost(TOKENS, layout.spans.len(), hidden)));
+        group.throughput(bytes(pool::cost(TOKENS, layout.spans.len(), hidden, 4)));
         group.bench_function(BenchmarkId::new("pool_mean", hidden), |b| {
             b.iter(|| pool(&stream, &mut out, &x, (&layout.spans[..]).into(), hidden));
         });
         let rows: Vec<u32> = (0..1024).rev().collect();
-        group.throughput(bytes(gather_rows::cost(TOKENS, hidden)));
+        group.throughput(bytes(gather_rows::cost(TOKENS, hidden, 4)));
         group.bench_function(BenchmarkId::new("gather_rows", hidden), |b| {
             b.iter(|| gather_rows(&stream, &mut out, &x, (&rows[..]).into(), hidden));
         });
         let mut scores = zeros(TOKENS);
-        group.throughput(bytes(row_dot::cost(TOKENS, hidden)));
+        group.throughput(bytes(row_dot::cost(TOKENS, hidden, 4)));
         group.bench_function(BenchmarkId::new("row_dot", hidden), |b| {
             b.iter(|| row_dot(&stream, &mut scores, 0, &x, &weight, 0.5, None, TOKENS.into()));
         });
@@ -239,7 +239,7 @@ fn bench_rows(c: &mut Criterion) {
         let input_ids: Vec<u32> = (0..1024).map(|i| i * 7919 % 20_000).collect();
         let position_ids: Vec<u32> = (0..1024).map(|i| 2 + i % 512).collect();
         let (input_ids, position_ids) = ((&input_ids[..]).into(), (&position_ids[..]).into());
-        group.throughput(bytes(embed_layer_norm::cost(TOKENS, hidden, 4)));
+        group.throughput(bytes(embed_layer_norm::cost(TOKENS, hidden, 4, 4)));
         group.bench_function(BenchmarkId::new("embed_layer_norm", hidden), |b| {
             b.iter(|| embed_layer_norm(&stream, &mut out, tables, input_ids, position_ids, norm));
         });

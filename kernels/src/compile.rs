@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use sha2::{Digest, Sha256};
 
 use crate::Error;
+use crate::bench::Variant;
 use crate::error::DeviceError;
 use crate::nvrtc::{Compiled, Nvrtc, NvrtcSearch, SourceText, path_variable};
 use crate::params::{Instance, Source};
@@ -103,6 +104,24 @@ impl Compiler {
         compiled
     }
 
+    /// Code for `instance` from a variant of its file. It is compiled every time: what it includes may have changed.
+    pub(crate) fn compile_variant(&self, instance: &Instance, variant: &Variant) -> Result<Compiled, Error> {
+        let nvrtc = self.search().library()?;
+        let folder = match variant.path.parent() {
+            Some(folder) if folder != Path::new("") => folder,
+            _ => Path::new("."),
+        };
+        let name = variant.path.display().to_string();
+        let text = with_assertions(&name, &variant.text, instance.source);
+        // A header beside the variant goes before the built-in one of its name.
+        let headers: Vec<_> =
+            HEADERS.iter().copied().filter(|(name, _)| !folder.join(name).exists()).collect();
+        let source = SourceText { name: &name, text: &text, headers: &headers };
+        let mut options = options(self.architecture);
+        options.push(format!("--include-path={}", folder.display()));
+        nvrtc.compile(&source, &instance.name, &options)
+    }
+
     fn read_or_compile(
         &self,
         instance: &Instance,
@@ -151,10 +170,14 @@ fn options(architecture: &str) -> Vec<String> {
     [architecture.as_str(), "--std=c++17", "--ptxas-options=-v"].map(str::to_owned).to_vec()
 }
 
-/// The file and, behind it, the assertions that hold its parameter blocks to ours.
+/// The instance's file and what follows it.
 fn source_text(instance: &Instance) -> String {
-    let Source { path, text, assertions } = instance.source;
-    format!("#line 1 \"{path}\"\n{text}\n#line 1 \"{path}: layout\"\n{}", assertions())
+    with_assertions(instance.source.path, instance.source.text, instance.source)
+}
+
+/// A kernel file and, behind it, the assertions that hold its parameter blocks to ours.
+fn with_assertions(path: &str, text: &str, source: &Source) -> String {
+    format!("#line 1 \"{path}\"\n{text}\n#line 1 \"{path}: layout\"\n{}", (source.assertions)())
 }
 
 /// Everything that decides the code, hashed.

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, ThreadId};
 
+use crate::bench::Variant;
 use crate::compile::Compiler;
 use crate::driver::{
     Counters, Driver, EmulatorOptions, Event, Function, Graph, Launch, Properties, Resources, TensorMap,
@@ -45,7 +46,8 @@ struct Recorder {
 
 /// A kernel in the device's hands.
 #[derive(Clone)]
-struct Loaded {
+pub(crate) struct Loaded {
+    instance: Instance,
     function: Function,
     resources: Resources,
 }
@@ -71,8 +73,31 @@ pub(crate) struct Allocation {
 pub struct LoadedKernel {
     /// C++ expression of the instance.
     pub name: String,
+    /// Path of its file below `kernels/src`.
+    pub path: &'static str,
+    /// Threads of a block.
+    pub threads: u32,
+    /// Bytes of dynamic shared memory of a block.
+    pub shared_bytes: u32,
     /// What it takes of a multiprocessor.
     pub resources: Resources,
+}
+
+impl Loaded {
+    pub(crate) fn name(&self) -> &str {
+        &self.instance.name
+    }
+
+    pub(crate) fn report(&self) -> LoadedKernel {
+        let Instance { source, name, threads, shared_bytes, .. } = &self.instance;
+        LoadedKernel {
+            name: name.clone(),
+            path: source.path,
+            threads: *threads,
+            shared_bytes: *shared_bytes,
+            resources: self.resources,
+        }
+    }
 }
 
 impl Device {
@@ -125,10 +150,7 @@ impl Device {
     /// Kernels loaded so far.
     pub(crate) fn loaded_kernels(&self) -> Vec<LoadedKernel> {
         let functions = lock(&self.functions);
-        let mut kernels: Vec<_> = functions
-            .iter()
-            .map(|(name, loaded)| LoadedKernel { name: name.clone(), resources: loaded.resources })
-            .collect();
+        let mut kernels: Vec<_> = functions.values().map(Loaded::report).collect();
         kernels.sort_by(|a, b| a.name.cmp(&b.name));
         kernels
     }
@@ -220,9 +242,25 @@ impl Device {
                 self.driver.load(name, &compiled.code, &compiled.symbol, instance.shared_bytes)?
             }
         };
-        let loaded = Loaded { function, resources };
+        let loaded = Loaded { instance: instance.clone(), function, resources };
         lock(&self.functions).insert(name.clone(), loaded.clone());
         Ok(loaded)
+    }
+
+    /// Loads `instance` as compiled from a variant of its file, beside the one that launches take.
+    pub(crate) fn load_variant(&self, instance: &Instance, variant: &Variant) -> Result<Loaded, Error> {
+        let Driver::Cuda(_) = &self.driver else { return Err(DeviceError::NoVariants.into()) };
+        let compiled = self.compiler.compile_variant(instance, variant)?;
+        let (function, resources) =
+            self.driver.load(&instance.name, &compiled.code, &compiled.symbol, instance.shared_bytes)?;
+        Ok(Loaded { instance: instance.clone(), function, resources })
+    }
+
+    /// Exchanges a kernel with the one of its name that launches take.
+    pub(crate) fn exchange(&self, loaded: &mut Loaded) {
+        if let Some(taken) = lock(&self.functions).get_mut(&loaded.instance.name) {
+            std::mem::swap(taken, loaded);
+        }
     }
 
     /// Launches `instance` with a cluster of blocks for each of `items`, or as many as the device holds at the same time. Without an
@@ -302,6 +340,32 @@ impl Device {
     fn replay(&self, recording: &Recording) -> Result<(), Error> {
         recording.kernels.iter().for_each(|kernel| note(&mut lock(&self.under_way), kernel));
         self.driver.replay(&recording.graph).map_err(|error| self.name_kernels(error, &recording.kernels))
+    }
+
+    /// The kernels that `work` launches. They are loaded, and not run.
+    pub(crate) fn kernels_of(
+        &self,
+        work: impl FnOnce() -> Result<(), Error>,
+    ) -> Result<Vec<LoadedKernel>, Error> {
+        let recording = self.record(work)?;
+        let mut kernels = self.loaded_kernels();
+        kernels.retain(|kernel| recording.kernels.contains(&kernel.name));
+        Ok(kernels)
+    }
+
+    /// Milliseconds of each of `count` laps on the device; `lap(i)` submits the `i`-th. None is waited for before all are submitted.
+    pub(crate) fn laps(
+        &self,
+        count: usize,
+        mut lap: impl FnMut(usize) -> Result<(), Error>,
+    ) -> Result<Vec<f32>, Error> {
+        let mut events = vec![self.driver.record()?];
+        for i in 0..count {
+            lap(i)?;
+            events.push(self.driver.record()?);
+        }
+        self.synchronize()?;
+        events.windows(2).map(|pair| self.driver.elapsed_ms(&pair[0], &pair[1])).collect()
     }
 
     /// Milliseconds that `work` takes on the device.

@@ -237,6 +237,9 @@ pub enum DeviceError {
     /// A type that the device's kernels do not multiply in.
     #[error("f32 operands run on the CPU only; choose f16 or bf16, or run with `--device cpu`")]
     FullPrecision,
+    /// A kernel file given by its path, without a GPU to compile it for.
+    #[error("a kernel file given by its path runs on a GPU alone; choose one by `--device cuda`")]
+    NoVariants,
     /// Operands of different devices in one call.
     #[error("operand `{operand}` is on another device than the stream")]
     OtherDevice {
@@ -255,6 +258,11 @@ impl Error {
     /// Whether a device had too little memory; with less work at a time the call may succeed.
     pub fn is_out_of_memory(&self) -> bool {
         matches!(self, Self::Device(error) if matches!(**error, DeviceError::OutOfMemory { .. }))
+    }
+
+    /// Whether the compiler refused a kernel's file.
+    pub fn is_refused_source(&self) -> bool {
+        matches!(self, Self::Device(error) if matches!(**error, DeviceError::Compile { .. }))
     }
 }
 

@@ -43,6 +43,7 @@ mod testing;
 pub mod add_layer_norm;
 pub mod add_low_rank;
 pub mod attention;
+pub mod bench;
 pub mod copy_block;
 pub mod doctor;
 pub mod embed;

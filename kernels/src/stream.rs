@@ -96,6 +96,37 @@ impl Stream {
         }
     }
 
+    /// The type of the operands of matrix products: f32 on the CPU.
+    pub fn operand_type(&self) -> ElementType {
+        match self {
+            Self::Cpu(_) => ElementType::F32,
+            Self::Cuda(cuda) => cuda.operand_type,
+        }
+    }
+
+    /// The kernels that `work` launches on a GPU, where they are loaded and not run.
+    pub(crate) fn kernels_of(
+        &self,
+        work: impl FnOnce() -> Result<(), Error>,
+    ) -> Result<Vec<LoadedKernel>, Error> {
+        match self {
+            Self::Cpu(_) => Ok(Vec::new()),
+            Self::Cuda(cuda) => cuda.device.kernels_of(work),
+        }
+    }
+
+    /// Milliseconds of each of `count` laps, by the clocks of [`Stream::time_ms`]; `lap(i)` submits the `i`-th, behind those before.
+    pub(crate) fn laps_ms(
+        &self,
+        count: usize,
+        mut lap: impl FnMut(usize) -> Result<(), Error>,
+    ) -> Result<Vec<f32>, Error> {
+        match self {
+            Self::Cpu(_) => (0..count).map(|i| self.time_ms(|| lap(i))).collect(),
+            Self::Cuda(cuda) => cuda.device.laps(count, lap),
+        }
+    }
+
     /// Milliseconds that what `work` submits takes on the device, by its own clock; on the CPU by that of the host.
     pub fn time_ms(&self, work: impl FnOnce() -> Result<(), Error>) -> Result<f32, Error> {
         match self {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use outcrop_models::kernels::{self, EmulatorOptions};
 use outcrop_models::{CpuStream, ElementType, Stream};
 
-use crate::Error;
+use crate::{Dtype, Error};
 
 /// Where a model runs.
 #[derive(Clone, Debug, Default)]
@@ -90,6 +90,21 @@ impl fmt::Display for DeviceChoice {
             Some(reason) => write!(f, ": {reason}"),
             None => Ok(()),
         }
+    }
+}
+
+impl Device {
+    /// A stream on the first device that this comes to, for work without a model. On a GPU its operands are of type `dtype`, f16 if that
+    /// is left open; the CPU has `threads` threads, or as many as the process may use.
+    pub fn open(&self, dtype: Dtype, threads: Option<usize>) -> Result<(Stream, DeviceChoice), Error> {
+        let host = CpuStream::new(threads)?;
+        let (mut streams, mut choice) = match (dtype, self) {
+            // Reason enough for the CPU, if the choice is ours.
+            (Dtype::F32, Self::Auto) => streams(&Self::Cpu, ElementType::F32, &host)?,
+            _ => streams(self, dtype.element_type().unwrap_or(ElementType::F16), &host)?,
+        };
+        choice.devices.truncate(1);
+        Ok((streams.swap_remove(0), choice))
     }
 }
 

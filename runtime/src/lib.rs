@@ -34,7 +34,9 @@ pub use outcrop_models::decoder::{HeadRule, WeightInfo, WeightPart, manifest};
 pub use outcrop_models::encoder::Pooling;
 pub use outcrop_models::input::{PairSequence, Sequence};
 
-pub use outcrop_models::kernels::{EmulatorOptions, Error as KernelError, LoadedKernel, doctor};
+pub use outcrop_models::kernels::{
+    Cost, ElementType, EmulatorOptions, Error as KernelError, LoadedKernel, Stream, bench, doctor,
+};
 
 pub use device::{Device, DeviceChoice, Gpus, ParseDeviceError};
 pub use engine::{Embedding, Engine, LayerScore, Ranked, Ranking, Score};

@@ -59,15 +59,15 @@ const DEPENDENCIES: &[(&str, &[&str])] = &[
 const LINES_MAX: &[(&str, usize)] = &[
     ("loader", 6200),
     // Two thirds for CUDA: the device layer, launches, and tests on the emulator.
-    ("kernels", 14800),
+    ("kernels", 17000),
     ("models", 2700),
-    ("runtime", 7600),
-    ("benches", 900),
-    ("tests", 5600),
+    ("runtime", 8700),
+    ("benches", 700),
+    ("tests", 5900),
 ];
 
 /// Folders of kernels/src that hold no kernel.
-const NOT_KERNELS: &[&str] = &["driver"];
+const NOT_KERNELS: &[&str] = &["bench", "driver"];
 /// Kernels of the CPU alone: run while a model is loaded, or part of another kernel on CUDA.
 const CPU_ONLY: &[&str] = &["add_low_rank", "rope"];
 /// Kernels of CUDA alone.

@@ -68,7 +68,7 @@ pub fn add_layer_norm(
     }
 }
 
-/// Work of one call.
-pub fn cost(num_rows: usize, hidden_size: usize) -> Cost {
-    Cost::new(9 * num_rows * hidden_size, 12 * num_rows * hidden_size + 8 * hidden_size)
+/// Work of one call on elements of `operand_bytes`.
+pub fn cost(num_rows: usize, hidden_size: usize, operand_bytes: usize) -> Cost {
+    Cost::new(9 * num_rows * hidden_size, 3 * operand_bytes * num_rows * hidden_size + 8 * hidden_size)
 }

@@ -196,8 +196,8 @@ impl Mask {
     }
 }
 
-/// Work of one call.
-pub fn cost(spans: &[Span], params: AttentionParams) -> Cost {
+/// Work of one call on elements of `operand_bytes`.
+pub fn cost(spans: &[Span], params: AttentionParams, operand_bytes: usize) -> Cost {
     let (mut scores, mut queries, mut keys) = (0, 0, 0);
     for span in spans {
         let positions = span.first_position()..span.first_position() + span.queries.len();
@@ -207,5 +207,5 @@ pub fn cost(spans: &[Span], params: AttentionParams) -> Cost {
         keys += span.num_keys();
     }
     let rows = 2 * queries * params.num_heads + 2 * keys * params.num_kv_heads;
-    Cost::new(4 * params.head_dim * params.num_heads * scores, 4 * params.head_dim * rows)
+    Cost::new(4 * params.head_dim * params.num_heads * scores, operand_bytes * params.head_dim * rows)
 }

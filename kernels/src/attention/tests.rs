@@ -239,7 +239,7 @@ fn a_sequence_has_the_same_bits_alone_in_any_batch_and_with_any_threads() {
 #[test]
 fn the_cost_counts_what_is_seen() {
     let cost = |spans: &[Span], mask| {
-        super::cost(spans, AttentionParams { mask, num_kv_heads: 1, ..params(2, 16) }).flops / (4 * 16 * 2)
+        super::cost(spans, AttentionParams { mask, num_kv_heads: 1, ..params(2, 16) }, 4).flops / (4 * 16 * 2)
     };
     let span = Span { queries: 10..13, prefix: 20..24, keys: 10..13 };
     assert_eq!(cost(&[Span::whole(0..4)], Mask::Full), 16);

@@ -61,7 +61,7 @@ pub fn copy_block(
     }
 }
 
-/// Work of one call.
-pub fn cost(num_rows: usize, num_cols: usize) -> Cost {
-    Cost::new(0, 8 * num_rows * num_cols)
+/// Work of one call on elements of `element_bytes`.
+pub fn cost(num_rows: usize, num_cols: usize, element_bytes: usize) -> Cost {
+    Cost::new(0, 2 * element_bytes * num_rows * num_cols)
 }

@@ -183,6 +183,7 @@ impl Emulator {
             num_sms: options.num_sms,
             shared_bytes_max: 227 << 10,
             memory_bytes: options.memory_bytes,
+            l2_bytes: 16 << 10,
             driver_version: (0, 0),
         };
         let mut names = Vec::new();

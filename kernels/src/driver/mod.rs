@@ -34,8 +34,17 @@ pub struct Properties {
     pub shared_bytes_max: u32,
     /// Memory in all.
     pub memory_bytes: u64,
+    /// The cache that all multiprocessors share.
+    pub l2_bytes: u32,
     /// The CUDA version that the driver speaks, such as 12 and 8.
     pub driver_version: (u32, u32),
+}
+
+impl Properties {
+    /// Whether it is the emulator that stands in for a GPU.
+    pub fn is_emulated(&self) -> bool {
+        self.driver_version == (0, 0)
+    }
 }
 
 /// One launch with everything it needs, ready to be submitted now or again and again.

@@ -79,10 +79,8 @@ pub fn embed_layer_norm(
     }
 }
 
-/// Work of one call.
-pub fn cost(num_tokens: usize, hidden_size: usize, element_bytes: usize) -> Cost {
-    Cost::new(
-        10 * num_tokens * hidden_size,
-        num_tokens * hidden_size * (2 * element_bytes + 4) + 12 * hidden_size,
-    )
+/// Work of one call on tables of `element_bytes`, that writes elements of `operand_bytes`.
+pub fn cost(num_tokens: usize, hidden_size: usize, element_bytes: usize, operand_bytes: usize) -> Cost {
+    let bytes = num_tokens * hidden_size * (2 * element_bytes + operand_bytes) + 12 * hidden_size;
+    Cost::new(10 * num_tokens * hidden_size, bytes + 8 * num_tokens)
 }

@@ -44,7 +44,7 @@ pub fn gather_rows(
     }
 }
 
-/// Work of one call.
-pub fn cost(num_rows: usize, row_len: usize) -> Cost {
-    Cost::new(0, 8 * num_rows * row_len)
+/// Work of one call on elements of `element_bytes`.
+pub fn cost(num_rows: usize, row_len: usize, element_bytes: usize) -> Cost {
+    Cost::new(0, 2 * element_bytes * num_rows * row_len)
 }

@@ -155,8 +155,8 @@ fn check(
     }
 }
 
-/// Work of one call: weights are read once in their stored type, activations in f32. A gated product of `n` outputs has
-/// the work of `2 n`, less the write of the half that is not stored.
-pub fn cost(m: usize, n: usize, k: usize, weight_bytes: usize) -> Cost {
-    Cost::new(2 * m * n * k, 4 * (m * k + m * n) + n * k * weight_bytes)
+/// Work of one call with `n` rows of weights, of which a gated matrix has two to an output: elements of `a` and of `b` with so many
+/// bytes each, and of `d` as many bytes as are moved; a residual is read and written.
+pub fn cost(m: usize, n: usize, k: usize, [a_bytes, b_bytes]: [usize; 2], d_bytes: usize) -> Cost {
+    Cost::new(2 * m * n * k, m * k * a_bytes + n * k * b_bytes + d_bytes)
 }

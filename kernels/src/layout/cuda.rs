@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Before, ScoredRow, Segments, TILE_ROWS, tiles_bound};
+use super::{Before, Layout, ScoredRow, Segments, TILE_ROWS, tiles_bound};
 use crate::Error;
 use crate::device::Allocation;
 use crate::error::DeviceError;
@@ -176,6 +176,28 @@ impl DeviceLayout {
             scores_first_row: (scored_row == ScoredRow::First).into(),
         };
         instance().launch(stream.device(), 1, &pointers, &params)
+    }
+
+    /// Everything that follows from the segments of `layout`, array by array, as far as it is of the batch.
+    pub(super) fn words(&self, layout: &Layout) -> Result<Vec<u32>, Error> {
+        let (rows, segments, seqs) = (layout.num_tokens(), layout.spans.len(), layout.num_seqs());
+        let num_tiles: usize = layout.spans.iter().map(|span| span.queries.len().div_ceil(TILE_ROWS)).sum();
+        let mut words = Vec::new();
+        for (address, len) in [
+            (self.counts, 6),
+            (self.cu_seqlens, segments + 1),
+            (self.position_ids, rows),
+            (self.spans, 6 * segments),
+            (self.tiles, 2 * num_tiles),
+            (self.scored_rows, seqs),
+            (self.scored_position_ids, seqs),
+            (self.scored_spans, 6 * seqs),
+        ] {
+            let mut bytes = vec![0u8; 4 * len];
+            self.allocation.device().download(address, &mut bytes)?;
+            words.extend(bytemuck::pod_collect_to_vec::<u8, u32>(&bytes));
+        }
+        Ok(words)
     }
 
     /// Sends what the host says of a batch.

@@ -319,6 +319,14 @@ impl LayoutBuffer {
         Spans::single(&self.layout.scored_spans, address, self.seqs())
     }
 
+    /// What a GPU has worked out of the batch, in 32-bit words; nothing on the CPU.
+    pub(crate) fn words(&self) -> Result<Vec<u32>, Error> {
+        match &self.device {
+            Some(device) => device.words(&self.layout),
+            None => Ok(Vec::new()),
+        }
+    }
+
     pub(crate) fn on_device(&self) -> Option<&DeviceLayout> {
         self.device.as_ref()
     }

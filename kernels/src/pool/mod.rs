@@ -53,7 +53,7 @@ pub fn pool(
     }
 }
 
-/// Work of one call.
-pub fn cost(num_rows: usize, num_spans: usize, hidden_size: usize) -> Cost {
-    Cost::new(num_rows * hidden_size, 4 * hidden_size * (num_rows + num_spans))
+/// Work of one call on rows of elements of `operand_bytes`.
+pub fn cost(num_rows: usize, num_spans: usize, hidden_size: usize, operand_bytes: usize) -> Cost {
+    Cost::new(num_rows * hidden_size, hidden_size * (operand_bytes * num_rows + 4 * num_spans))
 }

@@ -72,7 +72,7 @@ pub fn rms_norm(
     }
 }
 
-/// Work of one call.
-pub fn cost(num_rows: usize, hidden_size: usize) -> Cost {
-    Cost::new(4 * num_rows * hidden_size, 8 * num_rows * hidden_size + 4 * hidden_size)
+/// Work of one call that writes elements of `operand_bytes`.
+pub fn cost(num_rows: usize, hidden_size: usize, operand_bytes: usize) -> Cost {
+    Cost::new(4 * num_rows * hidden_size, (4 + operand_bytes) * num_rows * hidden_size + 4 * hidden_size)
 }

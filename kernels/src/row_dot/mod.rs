@@ -56,7 +56,8 @@ pub fn row_dot(
     }
 }
 
-/// Work of one call.
-pub fn cost(num_rows: usize, hidden_size: usize) -> Cost {
-    Cost::new(2 * num_rows * hidden_size, 4 * (num_rows * hidden_size + hidden_size + num_rows))
+/// Work of one call on rows of elements of `operand_bytes`.
+pub fn cost(num_rows: usize, hidden_size: usize, operand_bytes: usize) -> Cost {
+    let bytes = operand_bytes * num_rows * hidden_size + 4 * (hidden_size + num_rows);
+    Cost::new(2 * num_rows * hidden_size, bytes)
 }

@@ -65,7 +65,8 @@ pub fn sandwich_norm(
     }
 }
 
-/// Work of one call.
-pub fn cost(num_rows: usize, hidden_size: usize) -> Cost {
-    Cost::new(9 * num_rows * hidden_size, 16 * num_rows * hidden_size + 8 * hidden_size)
+/// Work of one call with `y` and `out` of `operand_bytes` an element.
+pub fn cost(num_rows: usize, hidden_size: usize, operand_bytes: usize) -> Cost {
+    let bytes = (8 + 2 * operand_bytes) * num_rows * hidden_size + 8 * hidden_size;
+    Cost::new(9 * num_rows * hidden_size, bytes)
 }

@@ -101,10 +101,10 @@ impl Batch {
             mask: Mask::Causal,
             softcap: None,
         };
-        let product = |m: usize, n: usize, k: usize| gemm::cost(m, n, k, 0).flops;
+        let product = |m: usize, n: usize, k: usize| gemm::cost(m, n, k, [0, 0], 0).flops;
         product(tokens, 2 * widths.kv, hidden)
             + product(rows, widths.q, hidden)
-            + attention::cost(spans, params).flops
+            + attention::cost(spans, params, 0).flops
             + product(rows, hidden, widths.q)
             + product(rows, 2 * intermediate, hidden)
             + product(rows, hidden, intermediate)

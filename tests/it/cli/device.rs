@@ -46,7 +46,7 @@ fn libraries() -> &'static Path {
 const NVRTC: &str = "env/lib/python3.12/site-packages/nvidia/cuda_nvrtc/lib/libnvrtc.so.12";
 
 /// A machine: what the program finds there, and an empty home.
-struct Machine {
+pub(super) struct Machine {
     variables: Vec<(&'static str, PathBuf)>,
     home: TempDir,
 }
@@ -65,18 +65,18 @@ impl Machine {
     }
 
     /// One with a GPU that works.
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self::with_driver("driver")
     }
 
     /// The same with a variable set.
-    fn set(mut self, name: &'static str, value: impl Into<PathBuf>) -> Self {
+    pub(super) fn set(mut self, name: &'static str, value: impl Into<PathBuf>) -> Self {
         self.variables.retain(|(set, _)| *set != name);
         self.variables.push((name, value.into()));
         self
     }
 
-    fn outcrop(&self, args: &[&str]) -> Ran {
+    pub(super) fn outcrop(&self, args: &[&str]) -> Ran {
         let mut command = command(args);
         for variable in
             ["OUTCROP_CACHE_DIR", "XDG_CACHE_HOME", "CUDA_HOME", "CUDA_PATH", "CONDA_PREFIX", "VIRTUAL_ENV"]
@@ -310,7 +310,7 @@ fn a_launch_that_is_refused() {
         let error = refused(
             &format!("{function} 701"),
             &[],
-            "outcrop: one of layout, embed_layer_norm<f16, 1>, gemm<",
+            "outcrop: one of layout, embed_layer_norm<f16, 1>, gemm_hopper<",
         );
         assert!(error.contains(&format!("cannot be launched: {call} reported")), "{error}");
         assert!(error.contains("`--no-graphs` names the one"), "{error}");
@@ -339,7 +339,7 @@ fn a_device_that_is_lost() {
         for (device, named, only) in [("cuda", "0", ""), ("cuda:1", "1", ""), ("cuda:0,1", "1", " 1")] {
             let error = lost(&format!("{fails}{only}"), device, options, "0");
             assert!(error.starts_with(&format!("outcrop: CUDA device {named} is lost: ")), "{error}");
-            assert!(error.contains(" in one of layout, embed_layer_norm<f16, 1>, gemm<"), "{error}");
+            assert!(error.contains(" in one of layout, embed_layer_norm<f16, 1>, gemm_hopper<"), "{error}");
             assert!(error.contains("OUTCROP_SYNCHRONOUS=1, which names the kernel"), "{error}");
         }
     }

@@ -1,6 +1,7 @@
 //! The command line as a user runs it: arguments in; output, messages and exit status out.
 
 mod bad_models;
+mod bench;
 mod convert;
 mod decoders;
 mod device;
@@ -171,7 +172,7 @@ fn model(name: &str) -> String {
 fn help_has_examples() {
     let help = outcrop(["--help"]);
     assert_eq!(help.status, Some(0));
-    for command in ["rerank", "score", "embed", "inspect", "convert", "synth", "doctor"] {
+    for command in ["rerank", "score", "embed", "inspect", "convert", "synth", "doctor", "bench"] {
         assert!(help.stdout.contains(command), "{}", help.stdout);
         let help = outcrop([command, "--help"]);
         assert_eq!(help.status, Some(0));

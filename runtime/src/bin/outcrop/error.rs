@@ -60,6 +60,27 @@ pub(crate) enum Error {
         name(task)
     )]
     NoSuchShape { family: Family, size: Size, task: Task },
+    /// No row to time has such a name.
+    #[error("no row's name holds {filter:?}; the nearest are {}; --list shows all", nearest.join(", "))]
+    NoRow { filter: String, nearest: Vec<String> },
+    /// A file that is no record of rows.
+    #[error("{} is no record of `outcrop bench kernels --output`: {reason}", path.display())]
+    Baseline { path: PathBuf, reason: String },
+    /// A record of another device or type.
+    #[error(
+        "{} was measured on {baseline}, and this is {now}: a ratio would compare machines, not kernels; --any-device does all the same",
+        path.display()
+    )]
+    OtherDevice { path: PathBuf, baseline: String, now: String },
+    /// Variants are compiled for a GPU.
+    #[error("--variant compiles a kernel file for a GPU, and this is none: choose one by --device cuda")]
+    VariantNeedsGpu,
+    /// No kernel file that the variant could stand for.
+    #[error("no built-in kernel file is called {name}; name the one that it stands for by --variant-of: {}", files.join(", "))]
+    NoBuiltIn { name: String, files: Vec<&'static str> },
+    /// None of the rows runs what the variant stands for.
+    #[error("none of these rows launches {of} on this device")]
+    VariantNotLaunched { of: &'static str },
 }
 
 impl From<outcrop::Error> for Error {

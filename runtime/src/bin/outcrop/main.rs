@@ -2,9 +2,10 @@
 //!
 //! Results go to standard output or to `--output`; everything else goes to standard error. Exit status: 0, all
 //! done; 1, some inputs failed and the others were done; 2, a wrong call, or a model or file that cannot be used. `doctor` answers 1
-//! if no GPU can be used.
+//! if no GPU can be used, and `bench` if a row is slower than its baseline by more than was allowed.
 
 mod args;
+mod bench;
 mod convert;
 mod doctor;
 mod dtype;
@@ -28,7 +29,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use args::{Args, Command};
+use args::{Args, BenchArgs, Benchmark, Command};
 use error::Error;
 
 /// How a command that ran to its end came out.
@@ -57,6 +58,7 @@ fn main() -> ExitCode {
         Command::Convert(args) => convert::run(&args, quiet),
         Command::Synth(args) => synth::run(&args, quiet),
         Command::Doctor(args) => doctor::run(&args, quiet),
+        Command::Bench(BenchArgs { what: Benchmark::Kernels(args) }) => bench::run(&args, quiet),
     };
     match result {
         Ok(Status::Done) => ExitCode::SUCCESS,

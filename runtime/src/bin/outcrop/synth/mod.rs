@@ -66,8 +66,8 @@ pub(crate) enum Size {
 }
 
 /// What is to be written.
-struct Plan {
-    config: Value,
+pub(crate) struct Plan {
+    pub(crate) config: Value,
     tensors: Vec<Random>,
     hidden_size: usize,
     vocab_size: usize,
@@ -110,7 +110,7 @@ pub(crate) fn run(args: &SynthArgs, quiet: bool) -> Result<Status, Error> {
 }
 
 /// The model that is asked for, or `None` where nothing like it was published.
-fn plan(args: &SynthArgs, task: Task) -> Option<Plan> {
+pub(crate) fn plan(args: &SynthArgs, task: Task) -> Option<Plan> {
     let layers = args.layers.map(Into::into);
     if let Some(config) = decoder::config(args.family, args.size, layers) {
         return (task == Task::Rerank).then(|| Plan {
