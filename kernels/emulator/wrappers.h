@@ -107,6 +107,11 @@ inline u32 shfl_up(u32 v, u32 delta, SITE) {
 }
 inline u32 shfl(u32 v, u32 lane, SITE) { return emulator::shuffle("shfl", v, lane, at); }
 inline float shfl(float v, u32 lane, SITE) { return emulator::shuffle("shfl", v, lane, at); }
+inline u32 count_lanes(bool v, SITE) {
+  u32 count = v;
+  for (u32 mask = 1; mask < 32; mask *= 2) count += shfl_xor(count, mask, at);
+  return count;
+}
 
 // ---- tensor cores
 

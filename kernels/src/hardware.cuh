@@ -81,6 +81,9 @@ DEV u32 shfl_up(u32 v, u32 delta) { return __shfl_up_sync(0xffffffffu, v, delta)
 DEV u32 shfl(u32 v, u32 lane) { return __shfl_sync(0xffffffffu, v, lane); }
 DEV float shfl(float v, u32 lane) { return __shfl_sync(0xffffffffu, v, lane); }
 
+// How many lanes say so.
+DEV u32 count_lanes(bool v) { return __popc(__ballot_sync(0xffffffffu, v)); }
+
 // ---- tensor cores: PTX ISA, "Matrix fragments for mma.m16n8k16" and "ldmatrix"
 
 // Four 8 x 8 matrices of 16-bit elements; lane `8 i + r` gives the address of row `r` of matrix `i`.

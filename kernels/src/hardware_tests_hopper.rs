@@ -142,6 +142,8 @@ mod tests {
             address: address(buffer),
             rows,
             columns,
+            stride: columns,
+            heads: None,
             element_type,
             box_rows,
             box_columns: narrow(BOX),

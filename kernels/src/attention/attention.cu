@@ -91,7 +91,8 @@ attention(T* out, const T* q, const T* k, const T* v, const Span* spans, const T
       }
       u32 weights[4][4];
       float factor[2];
-      softmax_step<T>(weights, factor, state, scores, scale.outer);
+      softmax_step(scores, factor, state, scale.outer);
+      pack_weights<T>(weights, scores);
 
       // ---- V is there, and everyone is done with K: the next K may be copied
       cp_async_wait<0>();

@@ -15,7 +15,7 @@ struct AttentionParams {
   u32 q_stride, kv_stride;       // elements of a row of q, and of k and v
   u32 causal, window;            // window: 0 if there is none
   float softmax_scale, softcap;  // above 0; softcap where the instance has one
-  u32 unused;
+  u32 pack_shift;                // of `attention_hopper`: a tile has 2^pack_shift heads of each query
 };
 
 constexpr u32 BLOCK_KEYS = 64;
@@ -124,12 +124,9 @@ struct SoftmaxState {
 
 DEV SoftmaxState softmax_start() { return {{-1e30f, -1e30f}, {0.0f, 0.0f}}; }
 
-// One block of keys: scores become weights, packed as the left operand of the product with v; `factor` is for what
-// has been summed up so far. Products that feed sums are spelled `fma`: left to the compiler, it might fuse them here
-// and not there.
-template <class T>
-DEV void softmax_step(u32 (&weights)[4][4], float (&factor)[2], SoftmaxState& state, const float (&scores)[8][4],
-                      float scale) {
+// One block of keys: scores become weights; `factor` is for what has been summed up so far. Products that feed sums are
+// spelled `fma`: left to the compiler, it might fuse them here and not there.
+DEV void softmax_step(float (&scores)[8][4], float (&factor)[2], SoftmaxState& state, float scale) {
 #pragma unroll
   for (u32 half = 0; half < 2; half++) {
     // The maximum of a row is shared by its four lanes.
@@ -145,14 +142,23 @@ DEV void softmax_step(u32 (&weights)[4][4], float (&factor)[2], SoftmaxState& st
     float sum = 0.0f;
 #pragma unroll
     for (u32 j = 0; j < 8; j++) {
-      const float w0 = fast_exp2(fma(scores[j][half * 2], scale, -maximum));
-      const float w1 = fast_exp2(fma(scores[j][half * 2 + 1], scale, -maximum));
-      sum += w0;
-      sum += w1;
-      weights[j / 2][j % 2 * 2 + half] = pack2<T>(w0, w1);
+#pragma unroll
+      for (u32 e = half * 2; e < half * 2 + 2; e++) {
+        scores[j][e] = fast_exp2(fma(scores[j][e], scale, -maximum));
+        sum += scores[j][e];
+      }
     }
     state.sum[half] = fma(state.sum[half], factor[half], sum);
   }
+}
+
+// Weights as the left operand of the product with v.
+template <class T> DEV void pack_weights(u32 (&packed)[4][4], const float (&weights)[8][4]) {
+#pragma unroll
+  for (u32 j = 0; j < 8; j++)
+#pragma unroll
+    for (u32 half = 0; half < 2; half++)
+      packed[j / 2][j % 2 * 2 + half] = pack2<T>(weights[j][half * 2], weights[j][half * 2 + 1]);
 }
 
 // 1 / (sum of a row's weights), of the lane's two rows.

@@ -96,7 +96,8 @@ KERNEL(128) attention_row(T* out, const T* q, const T* k, const T* v, const Span
       if (key + BLOCK_KEYS - 1 > last || last - key >= reach) mask_scores(scores, key, last, last, reach);
       u32 weights[4][4];
       float factor[2];
-      softmax_step<T>(weights, factor, state, scores, scale.outer);
+      softmax_step(scores, factor, state, scale.outer);
+      pack_weights<T>(weights, scores);
 
       // ---- acc = acc * factor + P V, a quarter of the columns; ldmatrix takes 32 keys of 8 columns
 #pragma unroll

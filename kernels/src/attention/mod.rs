@@ -44,6 +44,9 @@ mod cpu;
 mod cuda;
 #[cfg(test)]
 pub(crate) mod cuda_tests;
+mod hopper;
+#[cfg(test)]
+pub(crate) mod hopper_tests;
 #[cfg(test)]
 mod tests;
 

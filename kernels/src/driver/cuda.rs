@@ -6,7 +6,7 @@ use std::ptr;
 use cudarc::driver::sys;
 
 use super::functions::{Code, Functions};
-use super::{EncodedMap, Launch, Properties, Resources, TensorMap};
+use super::{EncodedMap, Heads, Launch, Properties, Resources, TensorMap};
 use crate::error::DeviceError;
 use crate::{ElementType, Error};
 
@@ -317,15 +317,23 @@ impl Cuda {
             true => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
             false => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_NONE,
         };
-        let (dimensions, strides) = ([map.columns as u64, map.rows as u64], [map.row_bytes()]);
-        let (boxes, element_strides) = ([map.box_columns, map.box_rows], [1, 1]);
+        // Innermost first; the innermost has no stride.
+        let (columns, rows) = (map.columns as u64, map.rows as u64);
+        let (rank, dimensions, strides, boxes) = match map.heads {
+            None => (2, [columns, rows, 1], [map.row_bytes(), 0], [map.box_columns, map.box_rows, 1]),
+            Some(Heads { count, box_heads }) => {
+                let strides = [map.head_bytes(), map.row_bytes()];
+                (3, [columns, count as u64, rows], strides, [map.box_columns, box_heads, map.box_rows])
+            }
+        };
+        let element_strides = [1; 3];
         let mut encoded = EncodedMap([0; 16]);
-        // SAFETY: `encoded` has the size and the alignment of a CUtensorMap; the arrays have two dimensions, of strides one less.
+        // SAFETY: `encoded` has the size and the alignment of a CUtensorMap; the arrays have room for three dimensions.
         let code = unsafe {
             (self.cu.cuTensorMapEncodeTiled)(
                 (&raw mut encoded).cast(),
                 data_type,
-                2,
+                rank,
                 ptr::with_exposed_provenance_mut(usize::try_from(map.address).unwrap_or(0)),
                 dimensions.as_ptr(),
                 strides.as_ptr(),

@@ -10,7 +10,7 @@ mod functions;
 mod tensor_map;
 
 pub use self::emulator::{Counters, EmulatorOptions};
-pub(crate) use self::tensor_map::{EncodedMap, SWIZZLED_COLUMNS, TensorMap};
+pub(crate) use self::tensor_map::{EncodedMap, Heads, SWIZZLED_COLUMNS, TensorMap};
 
 use std::ffi::c_void;
 use std::ptr;

@@ -15,7 +15,7 @@
 //!
 //! After a token compression all of it changes: [`LayoutBuffer::compress`] does it again with shorter passages. On CUDA both happen
 //! on the device, from the segments alone, so that nothing waits for the host; there also a list of tiles is made, 64 queries of one
-//! span each, which attention works through.
+//! span each, which attention works through: each with the work of all before it, so that a block finds its share without counting.
 //!
 //! Exact. Cost: a few words per row. Errors: [`Error::Length`] for a batch beyond the buffer's capacity or its bounds,
 //! [`Error::Parameter`] for a scored segment without a row.
@@ -346,6 +346,21 @@ pub fn cost(tokens: usize, segments: usize) -> Cost {
 
 /// Queries of one tile.
 pub(crate) const TILE_ROWS: usize = 64;
+
+/// The list of tiles, in 32-bit words, that layout.cu makes of spans whose queries are their last keys.
+#[cfg(test)]
+pub(crate) fn tiles(spans: &[Span], is_causal: bool) -> Vec<u32> {
+    let (mut words, mut work) = (Vec::new(), 0);
+    for (i, span) in spans.iter().enumerate() {
+        let blocks = span.queries.len().div_ceil(TILE_ROWS);
+        for block in 0..blocks {
+            words.extend([i, block, work].map(crate::params::narrow));
+            work += 1 + span.prefix.len().div_ceil(TILE_ROWS) + if is_causal { block + 1 } else { blocks };
+        }
+    }
+    words.extend([0, 0, crate::params::narrow(work)]);
+    words
+}
 
 /// Tiles of a batch of `tokens` rows at most: every segment may leave one that is not full.
 fn tiles_bound(tokens: usize) -> usize {
