@@ -70,6 +70,8 @@ inline void wgmma_registers(float (&d)[N], const u32 (&a)[4], u64 b, u32 accumul
   emulator::issue_product<T, 2 * N>(d, 0, a, b, TRANSPOSED, accumulate != 0, at);
 }
 
+inline void computed(float) {}
+
 inline void stmatrix4(u32 address, u32 r0, u32 r1, u32 r2, u32 r3, SITE) {
   emulator::store_matrices({r0, r1, r2, r3}, address, at);
 }

@@ -10,10 +10,14 @@ struct HopperTestParams {
 // Shared memory: an operand of 64 rows and one of 256, 128 bytes each, as many rows on their way out, two mbarriers.
 constexpr u32 A = 0, B = A + 64 * 128, OUT = B + 256 * 128, BARRIERS = OUT + 64 * 128;
 
-// `words`, for each block: a's box, b's boxes, the sums of each thread for 64, 128 and 256 rows of b, what stmatrix stored.
+// Element `k` of row `row` of an operand in registers.
+template <class T> DEV float register_element(u32 row, u32 k) { return (float)((i32)((row * 5 + k * 7) % 9) - 4); }
+
+// `words`, for each block: a's box, b's boxes, the sums of each thread for 64, 128 and 256 rows of b, those of an operand in registers
+// with 64 rows of b and with 64, 128 and 256 columns of it transposed, a box with heads, what stmatrix stored.
 template <class T>
 KERNEL_CLUSTER(128, 2)
-hardware_test_hopper(TENSOR_MAP map_a, TENSOR_MAP map_b, TENSOR_MAP map_out, u32* words, HopperTestParams p) {
+hardware_test_hopper(TENSOR_MAP map_a, TENSOR_MAP map_b, TENSOR_MAP map_heads, TENSOR_MAP map_out, u32* words, HopperTestParams p) {
   const u32 thread = threadIdx.x, lane = thread % 32, warp = thread / 32, smem = smem_base(), rank = cluster_rank();
   const u32 copied = smem + BARRIERS, greeted = copied + 8;
   words += rank * p.block_words;
@@ -51,6 +55,43 @@ hardware_test_hopper(TENSOR_MAP map_a, TENSOR_MAP map_b, TENSOR_MAP map_out, u32
   for (u32 i = 0; i < 64; ++i) words[thread * 224 + 32 + i] = float_to_bits(d128[i]);
   for (u32 i = 0; i < 128; ++i) words[thread * 224 + 96 + i] = float_to_bits(d256[i]);
   words += 128 * 224;
+
+  // b's 256 rows of 64 are four blocks of 64 k and 64 columns.
+  u32 fragments[4][4];
+  for (u32 k = 0; k < 4; ++k)
+    for (u32 i = 0; i < 4; ++i) {
+      const u32 row = warp * 16 + lane / 4 + i % 2 * 8, column = k * 16 + i / 2 * 8 + lane % 4 * 2;
+      fragments[k][i] = pack2<T>(register_element<T>(row, column), register_element<T>(row, column + 1));
+    }
+  float s64[32];
+  wgmma_fence();
+  for (u32 k = 0; k < 4; ++k) wgmma_registers<T, false>(s64, fragments[k], b + k * 2, k > 0);
+  wgmma_commit();
+  wgmma_wait<0>();
+  for (u32 i = 0; i < 32; ++i) words[thread * 256 + i] = float_to_bits(s64[i]);
+  wgmma_fence();
+  for (u32 k = 0; k < 4; ++k) {
+    const u64 transposed = wgmma_transposed_operand(smem + B + k * 16 * 128, 64 * 128);
+    wgmma_registers<T, true>(d64, fragments[k], transposed, k > 0);
+    wgmma_registers<T, true>(d128, fragments[k], transposed, k > 0);
+    wgmma_registers<T, true>(d256, fragments[k], transposed, k > 0);
+  }
+  wgmma_commit();
+  wgmma_wait<0>();
+  for (u32 i = 0; i < 32; ++i) words[thread * 256 + 32 + i] = float_to_bits(d64[i]);
+  for (u32 i = 0; i < 64; ++i) words[thread * 256 + 64 + i] = float_to_bits(d128[i]);
+  for (u32 i = 0; i < 128; ++i) words[thread * 256 + 128 + i] = float_to_bits(d256[i]);
+  words += 128 * 256;
+
+  // A box that reaches beyond the matrix in all three directions.
+  if (thread == 0) {
+    mbarrier_arrive_expect(copied, 64 * 128);
+    tma_load(smem + OUT, &map_heads, copied, 8, 2, 80);
+  }
+  mbarrier_wait(copied, 1);
+  for (u32 i = thread; i < 64 * 32; i += 128) words[i] = lds32(smem + OUT + i * 4);
+  words += 64 * 32;
+  sync_block();
 
   // Every warp four matrices of 8 x 8: 16 rows of 32 bytes.
   const u32 value = thread * 4;

@@ -134,6 +134,10 @@ WGMMA_REGISTERS(bf16, "bf16", "256", 128, 1, "128", "129", "130", "131", "132", 
 #undef D64
 #undef D128
 
+// Has `x`, which is not negative, computed by here: a branch that is never taken. No value depends on a wait for products, so without it
+// the compiler has them all waited for first, and then computes what was to be computed meanwhile.
+DEV void computed(float x) { asm volatile("{\n.reg .pred never;\nsetp.lt.f32 never, %0, 0f00000000;\n@never trap;\n}" ::"f"(x) : "memory"); }
+
 // Four 8 x 8 matrices of 16-bit elements to shared memory, laid out in registers as those of `ldmatrix4`.
 DEV void stmatrix4(u32 address, u32 r0, u32 r1, u32 r2, u32 r3) {
   asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(r0), "r"(r1), "r"(r2), "r"(r3) : "memory");

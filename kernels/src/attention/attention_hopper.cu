@@ -118,6 +118,7 @@ template <u32 D> struct Plan {
   DEV void wait() const { mbarrier_wait(full(), parity()); }
   DEV u32 word(u32 i) const { return lds32(address() + i * 4); }
   DEV u32 field(u64 offset) const { return lds32(address() + (u32)offset); }
+  DEV u32 end_tile() const { return field(offset_of(Group, first_tile)) + field(offset_of(Group, num_tiles)); }
   DEV Group read() const {
     return {{word(0), word(1), word(2), word(3), word(4), word(5)}, word(6), word(7), word(8), word(9), word(10), word(11), word(12)};
   }
@@ -360,12 +361,14 @@ DEV void store(T* out, const float (&acc)[D / 2], const float (&inverse)[2], u32
   }
 }
 
-// The block's tile of number `tile`, of the group that `plan` holds; `is_last` if this consumer has no more of it.
-template <class T, u32 D, bool SOFTCAP> DEV void attend(T* out, u32 tile, Plan<D> plan, bool is_last, const AttentionParams& p) {
+// The block's tile of number `tile`, of the group that `plan` holds.
+template <class T, u32 D, bool SOFTCAP> DEV void attend(T* out, u32 tile, Plan<D> plan, const AttentionParams& p) {
   const u32 thread = thread_index(), lane = thread % 32, row = thread % 128 / 32 * 16, consumer = tile % CONSUMERS<D>;
   const auto query_of = [&](const Group& group) { return group.first_query + (tile - group.first_tile) * (TILE_ROWS >> p.pack_shift); };
   const ScoreScale scale = score_scale<SOFTCAP>(p);
   const u32 smem_q = queries_address<D>(consumer);
+  // With a consumer's last tile of a group its keys and values may go.
+  const auto is_last = [&] { return tile + CONSUMERS<D> >= plan.end_tile(); };
 
   // ---- what the tile sees: keys `first` .. `far`, in whole blocks
   u32 first, far, last;
@@ -380,7 +383,7 @@ template <class T, u32 D, bool SOFTCAP> DEV void attend(T* out, u32 tile, Plan<D
     const u32 skipped = block_of(group.span, first) - group.first_block;
 #pragma unroll 1
     for (u32 i = 0; i < 2 * skipped; i++, slot.number++) {
-      if (is_last) pass(slot);
+      if (is_last()) pass(slot);
     }
   }
   const auto num_keys = [&] {
@@ -414,11 +417,13 @@ template <class T, u32 D, bool SOFTCAP> DEV void attend(T* out, u32 tile, Plan<D
   mbarrier_wait(slot.full(), slot.parity());
   multiply_keys<T, D>(scores, q, smem_q, slot.address());
   wgmma_wait<0>();
-  if (is_last) release(slot.empty());
+  if (is_last()) release(slot.empty());
   softmax();
   pack_weights<T>(weights, scores);
 
-  // ---- the next block's scores, and under their softmax the product of the block before
+  // ---- the next block's scores, and under their softmax the product of the block before. With the widest heads there are
+  // no registers for that; but there products take four times as long as a softmax, and it runs under another consumer's.
+  constexpr bool OVERLAPS = D < 256;
   first += num_keys();
 #pragma unroll 1
   for (; first <= far; first += num_keys()) {
@@ -428,11 +433,13 @@ template <class T, u32 D, bool SOFTCAP> DEV void attend(T* out, u32 tile, Plan<D
     multiply_keys<T, D>(scores, q, smem_q, slot.address());
     mbarrier_wait(values.full(), values.parity());
     multiply_values<T, D>(acc, weights, values.address());
-    wgmma_wait<1>();
-    if (is_last) release(slot.empty());
+    wgmma_wait<OVERLAPS ? 1 : 0>();
     softmax();
-    wgmma_wait<0>();
-    if (is_last) release(values.empty());
+    if constexpr (OVERLAPS) {
+      computed(state.sum[0] + state.sum[1]);
+      wgmma_wait<0>();
+    }
+    if (is_last()) release(slot.empty()), release(values.empty());
     rescale(acc, factor);
     pack_weights<T>(weights, scores);
   }
@@ -443,11 +450,11 @@ template <class T, u32 D, bool SOFTCAP> DEV void attend(T* out, u32 tile, Plan<D
   mbarrier_wait(slot.full(), slot.parity());
   multiply_values<T, D>(acc, weights, slot.address());
   wgmma_wait<0>();
-  if (is_last) release(slot.empty());
+  if (is_last()) release(slot.empty());
   slot.number++;
 
   const Group group = plan.read();
-  if (is_last) {
+  if (is_last()) {
 #pragma unroll 1
     for (; slot.number < group.first_slot + 2 * group.num_blocks; slot.number++) pass(slot);
   }
@@ -462,14 +469,13 @@ template <class T, u32 D, bool SOFTCAP> DEV void consume(T* out, u32 consumer, c
   for (Plan<D> plan = {0};; plan.number++) {
     plan.wait();
     if (plan.field(offset_of(Group, num_tiles)) == 0) break;
-    const auto end = [&] { return plan.field(offset_of(Group, first_tile)) + plan.field(offset_of(Group, num_tiles)); };
-    if (tile >= end()) {
+    if (tile >= plan.end_tile()) {
       const u32 first = plan.field(offset_of(Group, first_slot)), num_slots = 2 * plan.field(offset_of(Group, num_blocks));
 #pragma unroll 1
       for (u32 i = 0; i < num_slots; i++) pass(Slot<D>{first + i});
     }
 #pragma unroll 1
-    for (; tile < end(); tile += CONSUMERS<D>) attend<T, D, SOFTCAP>(out, tile, plan, tile + CONSUMERS<D> >= end(), p);
+    for (; tile < plan.end_tile(); tile += CONSUMERS<D>) attend<T, D, SOFTCAP>(out, tile, plan, p);
     sync_warp();
     release(plan.empty());
   }
