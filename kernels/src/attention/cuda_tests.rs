@@ -5,7 +5,7 @@ use crate::indices::{IndexBuffer, Spans};
 use crate::layout::TILE_ROWS;
 use crate::params::narrow;
 use crate::test_checks::indices;
-use crate::test_devices::{OPERAND_TYPES, device, under_schedules};
+use crate::test_devices::{OPERAND_TYPES, device, is_hopper, under_schedules};
 use crate::testing::values;
 use crate::{Buffer, ElementType, Error, Role, Size, Stream};
 
@@ -330,11 +330,16 @@ fn numbers_in_device_memory_and_by_value_give_the_same_bits() {
     }
 }
 
-/// Alone, with its prefix in front of it and other tiles than in the batch.
+/// Alone, with its prefix in front of it as keys of its own and other tiles than in the batch. (On Hopper keys of a prefix are in blocks
+/// of their own: `hopper_tests` has what holds there.)
 #[test]
 fn a_span_has_the_same_bits_alone_and_in_any_batch() {
     for operand_type in OPERAND_TYPES {
         let Some(stream) = device(operand_type) else { return };
+        if is_hopper(&stream) {
+            eprintln!("SKIPPED: the GPU is one of Hopper's");
+            return;
+        }
         for mask in [Mask::Causal, Mask::Window(70)] {
             let p = params(2, 1, 32, mask);
             let (hidden, stride) = (2 * 32, stride(p));

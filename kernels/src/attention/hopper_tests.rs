@@ -14,10 +14,11 @@ fn own_cases() -> Vec<Case> {
     let causal = |num_heads, num_kv_heads, head_dim| params(num_heads, num_kv_heads, head_dim, Mask::Causal);
     vec![
         case("resident", params(1, 1, 64, Mask::Full), &[[0, 450, 450], [0, 70, 70], [0, 3, 3], [0, 200, 200]]),
-        case("rounds", params(3, 1, 64, Mask::Full), &[[0, 30, 500], [0, 3, 100]]),
+        case("rounds", params(6, 6, 128, Mask::Full), &[[0, 100, 300], [0, 3, 100]]),
         case("streaming", params(1, 1, 64, Mask::Full), &[[0, 800, 300]]),
         case("streaming, causal, packed", causal(4, 1, 128), &[[30, 330, 330], [30, 90, 90]]),
         case("streaming, widest", capped(30.0, causal(4, 2, 256)), &[[70, 190, 190], [70, 20, 20]]),
+        case("window, many groups", params(1, 1, 128, Mask::Window(60)), &[[0, 600, 600]]),
         case("window, streaming", params(2, 1, 256, Mask::Window(90)), &[[0, 330, 330]]),
         case("packs of 2 of 6", causal(6, 1, 64), &[[10, 100, 100], [10, 40, 40]]),
         case("packs of 64", params(64, 1, 32, Mask::Full), &[[0, 70, 5]]),
@@ -27,8 +28,16 @@ fn own_cases() -> Vec<Case> {
 /// A representative set on `stream`; says what is wrong first.
 pub(crate) fn check(stream: &Stream) -> Result<(), String> {
     let Stream::Cuda(cuda) = stream else { return Ok(()) };
-    let representative =
-        ["full", "prefix", "window of 40", "rounds", "window, streaming", "packs of 2 of 6", "packs of 64"];
+    let representative = [
+        "full",
+        "prefix",
+        "window of 40",
+        "rounds",
+        "window, many groups",
+        "window, streaming",
+        "packs of 2 of 6",
+        "packs of 64",
+    ];
     let cases = small_cases().into_iter().chain(own_cases());
     let mut chosen = cases.filter(|case| representative.contains(&case.name));
     chosen.try_for_each(|case| compare(stream, cuda.operand_type(), &case))
