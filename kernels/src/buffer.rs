@@ -141,6 +141,14 @@ impl Buffer {
         self.len() == 0
     }
 
+    /// Bytes of an element.
+    pub(crate) fn element_bytes(&self) -> usize {
+        match self {
+            Self::Host(_) => size_of::<f32>(),
+            Self::Device(device) => device.element_type.bytes(),
+        }
+    }
+
     /// The elements, if they are on the host.
     pub fn host(&self) -> Result<&[f32], Error> {
         match self {

@@ -11,6 +11,7 @@ use crate::driver::{
 };
 use crate::error::DeviceError;
 use crate::params::{Instance, ParameterBlock, narrow};
+use crate::profile::{Detail, Profiler};
 use crate::{ElementType, Error};
 
 /// Pinned memory through which everything goes to the device and back.
@@ -33,6 +34,7 @@ pub(crate) struct Device {
     recording: Mutex<Option<Recorder>>,
     /// Kernels submitted since the stream was last waited for.
     under_way: Mutex<Vec<String>>,
+    profiler: Profiler,
     is_synchronous: bool,
     is_portable: bool,
 }
@@ -123,6 +125,7 @@ impl Device {
             staging: Mutex::new(Staging { memory, used: 0 }),
             recording: Mutex::default(),
             under_way: Mutex::default(),
+            profiler: Profiler::default(),
             is_synchronous: is_set(SYNCHRONOUS_VARIABLE),
             is_portable: is_set(PORTABLE_VARIABLE),
         }))
@@ -300,6 +303,9 @@ impl Device {
             return Ok(());
         }
         note(&mut lock(&self.under_way), &instance.name);
+        if self.profiler.is_timed(Detail::Kernels) {
+            self.profiler.note_launch(&instance.name);
+        }
         let refused = |error| self.name_kernels(error, std::slice::from_ref(&instance.name));
         self.driver.launch(&launch).map_err(refused)?;
         if self.is_synchronous { self.synchronize() } else { Ok(()) }
@@ -366,6 +372,20 @@ impl Device {
         }
         self.synchronize()?;
         events.windows(2).map(|pair| self.driver.elapsed_ms(&pair[0], &pair[1])).collect()
+    }
+
+    pub(crate) fn profiler(&self) -> &Profiler {
+        &self.profiler
+    }
+
+    /// A moment in the stream's work, behind everything submitted so far.
+    pub(crate) fn record_event(&self) -> Result<Event, Error> {
+        self.driver.record()
+    }
+
+    /// Milliseconds from one moment to a later one, once the stream has come there.
+    pub(crate) fn elapsed_ms(&self, start: &Event, end: &Event) -> Result<f32, Error> {
+        self.driver.elapsed_ms(start, end)
     }
 
     /// Milliseconds that `work` takes on the device.

@@ -54,6 +54,7 @@ pub mod l2_normalize;
 pub mod layout;
 pub mod pack_weights;
 pub mod pool;
+pub mod profile;
 pub mod rms_norm;
 pub mod rope;
 pub mod row_dot;

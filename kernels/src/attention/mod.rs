@@ -152,6 +152,14 @@ pub fn attention(
         check_length("attention", operand, rows.stride, rows.column + width)?;
         check_length("attention", operand, rows.buffer.len(), num_rows * rows.stride)?;
     }
+    let _timed = stream.timed("attention", || {
+        let form = match mask {
+            Mask::Full => "full",
+            Mask::Causal => "causal",
+            Mask::Window(_) => "window",
+        };
+        (form.to_owned(), cost(spans.host(), params, out.element_bytes()))
+    });
     match stream {
         Stream::Cpu(cpu) => {
             let [q, k, v] = [q.host()?, k.host()?, v.host()?];

@@ -64,6 +64,10 @@ pub fn embed_layer_norm(
     {
         check_indices(KERNEL, name, ids.host(), table.len() / hidden_size)?;
     }
+    let _timed = stream.timed(KERNEL, || {
+        let (table, operand) = (tables.word.element_bytes(), out.element_bytes());
+        (String::new(), cost(input_ids.len().get(), hidden_size, table, operand))
+    });
     match stream {
         Stream::Cpu(cpu) => {
             let tables = cpu::Tables {

@@ -221,6 +221,7 @@ impl LayoutBuffer {
     pub fn lay_out(&mut self, stream: &Stream) -> Result<(), Error> {
         match (stream, &self.device) {
             (Stream::Cuda(cuda), Some(device)) => {
+                let _timed = stream.timed("layout", || (String::new(), self.cost()));
                 device.derive(cuda, device, 1, self.layout.segments.scored_row)
             }
             _ => Ok(()),
@@ -235,6 +236,7 @@ impl LayoutBuffer {
         self.bounds = from.bounds;
         match (stream, &self.device, &from.device) {
             (Stream::Cuda(cuda), Some(device), Some(from)) => {
+                let _timed = stream.timed("layout", || (String::new(), self.cost()));
                 device.derive(cuda, from, ratio, self.layout.segments.scored_row)
             }
             _ => Ok(()),
@@ -317,6 +319,10 @@ impl LayoutBuffer {
     pub fn scored_spans(&self) -> Spans<'_> {
         let address = self.device.as_ref().map_or(0, |device| device.scored_spans);
         Spans::single(&self.layout.scored_spans, address, self.seqs())
+    }
+
+    fn cost(&self) -> Cost {
+        cost(self.layout.num_tokens(), self.layout.segments.segments.len())
     }
 
     /// What a GPU has worked out of the batch, in 32-bit words; nothing on the CPU.

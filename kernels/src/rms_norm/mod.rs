@@ -62,6 +62,8 @@ pub fn rms_norm(
     if hidden_size == 0 {
         return Ok(());
     }
+    let _timed =
+        stream.timed("rms_norm", || (String::new(), cost(num_rows.get(), hidden_size, out.element_bytes())));
     match stream {
         Stream::Cpu(cpu) => {
             let weight = norm.weight.host()?;

@@ -94,6 +94,7 @@ impl<'a> Pass<'a> {
 
     /// Embeds the tokens of the batch that has been taken in.
     fn begin(stream: &'a Stream, stack: &'a Stack<'a>, tensors: &'a mut Tensors) -> Result<Self, Error> {
+        stream.label("embedding", None);
         let decoder = stack.decoder;
         tensors.layouts[0].lay_out(stream)?;
         let Tensors { input_ids, layouts: [layout, _], hidden, .. } = &mut *tensors;
@@ -112,15 +113,23 @@ impl<'a> Pass<'a> {
     /// Takes one step.
     pub fn step(&mut self, step: Step) -> Result<(), Error> {
         match step {
-            Step::Score(nth) => self.score(nth),
-            Step::Compress(ratio) => self.compress(ratio),
+            Step::Score(nth) => {
+                self.stream.label("score", nth);
+                self.score(nth)
+            }
+            Step::Compress(ratio) => {
+                self.stream.label("compress", self.layer);
+                self.compress(ratio)
+            }
             Step::Layer => {
+                self.stream.label("layer", self.layer);
                 let stack = self.stack;
                 stack.layers[self.layer].forward(self, stack.layers[self.layer + 1].input_layernorm())?;
                 self.layer += 1;
                 Ok(())
             }
             Step::LastLayer => {
+                self.stream.label("layer", self.layer);
                 let stack = self.stack;
                 self.scored_rows = ScoredRows::Alone;
                 stack.layers[self.layer].forward(self, &stack.norm)?;

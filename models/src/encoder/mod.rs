@@ -187,6 +187,7 @@ impl Encoder {
         let Activations { graphs, tensors, .. } = act;
         graphs.run(stream, run, || {
             self.first_rows(stream, tensors)?;
+            stream.label("head", None);
             let Tensors { layout, hidden, projected, results, .. } = tensors;
             let Linear { weight, bias } = &classifier.dense;
             gemm(stream, projected, hidden, weight, 0..1, layout.seqs(), Epilogue::BiasTanh(bias))?;
@@ -215,6 +216,7 @@ impl Encoder {
                 Pooling::Cls => self.first_rows(stream, tensors)?,
                 Pooling::Mean => self.all_rows(stream, tensors)?,
             }
+            stream.label("head", None);
             let Tensors { layout, hidden, results, .. } = tensors;
             let spans = match pooling {
                 Pooling::Cls => layout.scored_spans(),
@@ -232,7 +234,8 @@ impl Encoder {
     /// Leaves the last layer's output for every token in `hidden`, `[T, H]`.
     fn all_rows(&self, stream: &Stream, tensors: &mut Tensors) -> Result<(), Error> {
         self.embed(stream, tensors)?;
-        for layer in &self.layers {
+        for (n, layer) in self.layers.iter().enumerate() {
+            stream.label("layer", n);
             layer.forward(stream, tensors, self.attention_params())?;
         }
         Ok(())
@@ -244,13 +247,16 @@ impl Encoder {
     fn first_rows(&self, stream: &Stream, tensors: &mut Tensors) -> Result<(), Error> {
         self.embed(stream, tensors)?;
         let Some((last, before)) = self.layers.split_last() else { return Ok(()) };
-        for layer in before {
+        for (n, layer) in before.iter().enumerate() {
+            stream.label("layer", n);
             layer.forward(stream, tensors, self.attention_params())?;
         }
+        stream.label("layer", before.len());
         last.forward_first_rows(stream, tensors, self.attention_params())
     }
 
     fn embed(&self, stream: &Stream, tensors: &mut Tensors) -> Result<(), Error> {
+        stream.label("embedding", None);
         let Tensors { input_ids, position_ids, layout, hidden, .. } = tensors;
         layout.lay_out(stream)?;
         let (word, word_table) = &self.word_embeddings;

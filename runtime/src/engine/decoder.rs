@@ -160,7 +160,8 @@ impl Run<'_> {
         let mut found = Vec::new();
         for parts in chains.iter().flatten() {
             let batch = Batch::new(&parts.iter().map(|part| group(part, self.inputs)).collect::<Vec<_>>());
-            let results = stream.run(|| self.schedule.run(stream, &stack, &mut act, &batch))?;
+            let results =
+                stream.span(|| stream.run(|| self.schedule.run(stream, &stack, &mut act, &batch)))?;
             let members = parts.iter().flat_map(|part| &part.members);
             for (nth, i) in members.enumerate() {
                 let scores = results.scores.iter().map(|scores| scores[nth]).collect();

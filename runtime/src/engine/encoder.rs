@@ -3,7 +3,7 @@
 use outcrop_loader::{EncoderConfig, SentenceTransformers};
 use outcrop_models::Stream;
 use outcrop_models::encoder::{Activations, Batch, Encoder, check_sequence};
-use outcrop_models::input::Sequence;
+use outcrop_models::input::{PairSequence, Sequence};
 
 use super::Engine;
 use super::replica::{Replica, distribute};
@@ -36,6 +36,13 @@ impl EncoderModel {
     pub(super) fn reserve(&self, batch_tokens: usize) -> Result<(), Error> {
         let make = |stream| Ok(Activations::new(stream, self.config(), batch_tokens, self.record_graphs)?);
         self.replicas.iter().try_for_each(|replica| replica.reserve(|| make(&replica.stream)))
+    }
+
+    /// Floating-point operations of scoring the pairs, however they are packed.
+    pub(super) fn flops(&self, pairs: &[Result<PairSequence, Error>]) -> u64 {
+        let fits = |ids: &&[u32]| check_sequence(self.config(), ids).is_ok();
+        let sequences = pairs.iter().flatten().map(|pair| pair.sequence.input_ids.as_slice()).filter(fits);
+        Batch::new(self.config(), sequences).flops(self.config())
     }
 
     pub(super) fn config(&self) -> &EncoderConfig {
@@ -79,7 +86,7 @@ impl Engine {
                 let mut results = Vec::new();
                 for members in batches {
                     let batch = Batch::new(config, members.iter().map(|i| inputs[*i]));
-                    let values = stream.run(|| forward(encoder, stream, &mut act, &batch))?;
+                    let values = stream.span(|| stream.run(|| forward(encoder, stream, &mut act, &batch)))?;
                     results.extend(members.into_iter().zip(values));
                 }
                 // Kept for the next call, unless one long sequence made it larger than usual.

@@ -3,11 +3,12 @@
 mod decoder;
 mod embed;
 mod encoder;
+mod measure;
 mod replica;
 mod score;
 
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use outcrop_loader::{Adapter, AllowedCutoffs, Checkpoint, Config, DecoderFamily, Tokenizer};
@@ -19,6 +20,7 @@ use rayon::prelude::*;
 
 use self::decoder::DecoderModel;
 use self::encoder::EncoderModel;
+pub use self::measure::Timings;
 use self::replica::Replica;
 use crate::device::{self, DeviceChoice};
 use crate::{Cutoffs, Device, Dtype, EngineOptions, Error, Warning};
@@ -46,6 +48,10 @@ pub struct Engine {
     warnings: Mutex<Vec<Warning>>,
     /// The answer to "which weight is not finite", looked for once, when a result is not.
     non_finite: OnceLock<Option<String>>,
+    /// Time that calls have spent on tokenisation so far.
+    tokenizing_ns: AtomicU64,
+    /// One measurement at a time.
+    measuring: Mutex<()>,
 }
 
 enum Model {
@@ -185,6 +191,8 @@ impl Engine {
             batch_tokens: options.batch_tokens.unwrap_or(batch_tokens_default).into(),
             warnings: Mutex::default(),
             non_finite: OnceLock::new(),
+            tokenizing_ns: AtomicU64::default(),
+            measuring: Mutex::default(),
         };
         engine.within_memory(BATCH_TOKENS_MIN, |batch_tokens| match &engine.model {
             Model::Encoder(model) => model.reserve(batch_tokens),
@@ -258,7 +266,7 @@ impl Engine {
         num_items: usize,
         encode: impl Fn(usize) -> Result<T, Error> + Sync + Send,
     ) -> Vec<Result<T, Error>> {
-        self.host.run(|| (0..num_items).into_par_iter().map(encode).collect())
+        self.tokenizing(|| self.host.run(|| (0..num_items).into_par_iter().map(encode).collect()))
     }
 
     /// Calls `run` with the token budget of a batch; again with half of it as long as a GPU has too little memory and the budget

@@ -83,16 +83,16 @@ impl Engine {
     }
 
     /// Floating-point operations of the matrix products that [`Engine::score`] would run for these pairs: what cutoffs,
-    /// compression and shared queries save can be read off before it is measured. `None` for an encoder, which has none of these.
+    /// compression and shared queries save can be read off before it is measured. Embeddings and heads are left out.
     pub fn flops<Q: AsRef<str> + Sync, P: AsRef<str> + Sync>(
         &self,
         pairs: &[(Q, P)],
         options: &ScoreOptions,
-    ) -> Result<Option<u64>, Error> {
+    ) -> Result<u64, Error> {
         let plan = self.plan(options)?;
         Ok(match &plan.frame {
-            Frame::Encoder { .. } => None,
-            Frame::Decoder { model, schedule, .. } => Some(model.flops(&self.encode(&plan, pairs), schedule)),
+            Frame::Encoder { model, .. } => model.flops(&self.encode(&plan, pairs)),
+            Frame::Decoder { model, schedule, .. } => model.flops(&self.encode(&plan, pairs), schedule),
         })
     }
 
@@ -126,7 +126,7 @@ impl Engine {
             return self.rerank_by_cosine(query, passages, options);
         }
         let plan = self.plan(options)?;
-        let query = self.tokenizer.encode(&plan.query.apply(query))?;
+        let query = self.tokenizing(|| self.tokenizer.encode(&plan.query.apply(query)))?;
         let sequences = self.encode_all(passages.len(), |i| {
             let passage = self.tokenizer.encode(&plan.passage.apply(passages[i].as_ref()))?;
             Ok(plan.join(&query, &passage))

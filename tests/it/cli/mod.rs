@@ -2,6 +2,7 @@
 
 mod bad_models;
 mod bench;
+mod bench_model;
 mod convert;
 mod decoders;
 mod device;
