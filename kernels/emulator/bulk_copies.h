@@ -88,6 +88,7 @@ inline void check_map(const TensorMap& map, Site at) {
 
 // The box at a shared address of block `rank`.
 inline Box make_box(const TensorMap& map, u32 rank, u32 address, i32 x, i32 y, Site at) {
+  machine->check_waited("a box is copied", at);
   check_map(map, at);
   if (address % 128 != 0) fault(at, "shared address %u is not a multiple of 128", address);
   Box box = {map, x, y, address, nullptr};

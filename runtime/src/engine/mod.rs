@@ -130,6 +130,7 @@ impl Engine {
             (Dtype::F32, Device::Auto) => device::streams(&Device::Cpu, ElementType::F32, &host)?,
             _ => device::streams(&options.device, operand_type(&config, &checkpoint, options.dtype), &host)?,
         };
+        streams.iter().for_each(|stream| stream.set_programmatic_launch(options.programmatic_launch));
         let record_graphs = options.graphs;
         let batch_tokens_default = match streams[0] {
             Stream::Cpu(_) => CPU_BATCH_TOKENS_DEFAULT,
@@ -186,7 +187,7 @@ impl Engine {
             warnings: Mutex::default(),
             non_finite: OnceLock::new(),
         };
-        engine.within_memory(BATCH_TOKENS_MIN, |batch_tokens| match &engine.model {
+        engine.within_memory(&BATCH_TOKENS_MIN.into(), |batch_tokens| match &engine.model {
             Model::Encoder(model) => model.reserve(batch_tokens),
             Model::Decoder(model) => model.reserve(batch_tokens),
         })?;
@@ -262,12 +263,18 @@ impl Engine {
     }
 
     /// Calls `run` with the token budget of a batch; again with half of it as long as a GPU has too little memory and the budget
-    /// exceeds the longest sequence.
-    fn within_memory<T>(&self, longest: usize, run: impl Fn(usize) -> Result<T, Error>) -> Result<T, Error> {
+    /// exceeds the longest sequence, as far as `run` has found it out.
+    fn within_memory<T>(
+        &self,
+        longest: &AtomicUsize,
+        run: impl Fn(usize) -> Result<T, Error>,
+    ) -> Result<T, Error> {
         loop {
             let budget = self.batch_tokens.load(Ordering::Relaxed);
             match run(budget) {
-                Err(error) if error.is_out_of_memory() && budget / 2 >= longest.max(1) => {
+                Err(error)
+                    if error.is_out_of_memory() && budget / 2 >= longest.load(Ordering::Relaxed).max(1) =>
+                {
                     let smaller = budget / 2;
                     self.release_memory();
                     // Another call may have lowered it already, and has said so.
