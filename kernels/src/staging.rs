@@ -60,8 +60,8 @@ impl Ring {
             let place = self.make_room(driver, piece.len())?;
             // SAFETY: the place is within the ring's memory.
             let memory = unsafe { self.pinned.memory.add(place.start) };
-            // SAFETY: as many bytes are there on both sides, and no copy under way uses the place.
-            unsafe { memory.copy_from_nonoverlapping(piece.as_ptr(), piece.len()) };
+            // SAFETY: as many bytes are there, and no copy under way uses them.
+            copy(unsafe { std::slice::from_raw_parts_mut(memory, piece.len()) }, piece);
             // SAFETY: the place stays as it is until its event has been waited for, or the whole stream.
             unsafe { driver.copy_to_device(address + (i * PIECE_BYTES) as u64, memory, piece.len()) }?;
             let event = driver.mark().inspect_err(|_| {
@@ -89,6 +89,20 @@ impl Ring {
     pub(crate) fn free(self, driver: &Driver) {
         self.pinned.free(driver);
     }
+}
+
+/// What one thread copies of a piece: of a mapped file it gets no more than its pages are found for it.
+const SHARE_BYTES: usize = PIECE_BYTES / 4;
+
+fn copy(target: &mut [u8], source: &[u8]) {
+    if source.len() <= SHARE_BYTES {
+        return target.copy_from_slice(source);
+    }
+    std::thread::scope(|scope| {
+        for (target, source) in target.chunks_mut(SHARE_BYTES).zip(source.chunks(SHARE_BYTES)) {
+            scope.spawn(move || target.copy_from_slice(source));
+        }
+    });
 }
 
 /// Memory for downloads that none uses. As many take place at the same time as callers begin before they wait.
@@ -176,13 +190,23 @@ pub(crate) fn download(device: &Arc<Device>, address: u64, bytes: &mut [u8]) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::params::{DeviceSize, Instance, Size, parameter_block};
     use crate::test_devices::device;
     use crate::{Buffer, ElementType, Role, Stream};
 
+    parameter_block! {
+        /// As the kernel's own.
+        L2NormalizeParams {
+            num_rows: DeviceSize,
+            hidden_size: u32,
+            unused: u32,
+        }
+    }
+
     /// Values that differ everywhere.
-    fn values(len: usize, first: u32) -> Vec<f32> {
+    fn values(len: usize, first: usize) -> Vec<f32> {
         #[expect(clippy::cast_precision_loss, reason = "whole numbers below 2^24")]
-        let value = |i: usize| ((first as usize + i * 7919) % 9_999_991) as f32;
+        let value = |i: usize| ((first + i * 7919) % 9_999_991) as f32;
         (0..len).map(value).collect()
     }
 
@@ -198,12 +222,37 @@ mod tests {
         let buffers: Vec<Buffer> = sizes
             .iter()
             .enumerate()
-            .map(|(i, len)| Buffer::upload(&stream, &values(*len, i as u32)).unwrap())
+            .map(|(i, len)| Buffer::upload(&stream, &values(*len, i)).unwrap())
             .collect();
         assert!(large.read(len).unwrap() == values(len, 1), "the large one");
         for (i, buffer) in buffers.iter().enumerate() {
-            assert!(buffer.read(sizes[i]).unwrap() == values(sizes[i], i as u32), "the {i}-th");
+            assert!(buffer.read(sizes[i]).unwrap() == values(sizes[i], i), "the {i}-th");
         }
+    }
+
+    /// A fault is that of whoever waits behind it; what came before can be had.
+    #[test]
+    fn faults_come_to_those_who_wait_behind_them() {
+        let Some(stream) = device(ElementType::F16) else { return };
+        let Stream::Cuda(cuda) = &stream else { return };
+        if !cuda.device().properties().is_emulated() {
+            return;
+        }
+        let buffer = Buffer::upload(&stream, &[1.0; 64]).unwrap();
+        let before = buffer.read_later(64).unwrap();
+        // Without the shared memory that it needs.
+        let instance = crate::catalog::instances().into_iter().find(|i| i.name == "l2_normalize").unwrap();
+        let instance = Instance { shared_bytes: 0, ..instance };
+        let row = buffer.on(cuda.device()).unwrap().address();
+        let params = L2NormalizeParams { num_rows: Size::from(1).on_device(), hidden_size: 64, unused: 0 };
+        instance.launch(cuda.device(), 1, &[row], &params).unwrap();
+        let behind = buffer.read_later(64).unwrap();
+        let further = buffer.read_later(64).unwrap();
+        drop(further);
+        assert_eq!(before.wait().unwrap(), [1.0; 64]);
+        let error = behind.wait().err().unwrap().to_string();
+        assert!(error.contains("l2_normalize"), "{error}");
+        assert!(buffer.read(1).is_err(), "what is lost stays so");
     }
 
     /// What is read is what stood there when the reading began, whatever is submitted later and whoever is waited for first.

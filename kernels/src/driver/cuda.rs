@@ -96,6 +96,7 @@ const LOST: [sys::CUresult; 18] = {
 };
 
 /// The edge to a kernel that may begin once every block of the one before lets it, or has ended.
+#[expect(clippy::cast_possible_truncation, reason = "port and type are bytes")]
 const PROGRAMMATIC: sys::CUgraphEdgeData = sys::CUgraphEdgeData {
     from_port: sys::CU_GRAPH_KERNEL_NODE_PORT_PROGRAMMATIC as u8,
     to_port: 0,

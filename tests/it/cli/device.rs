@@ -317,6 +317,10 @@ fn a_launch_that_is_refused() {
         assert!(error.contains(&format!("cannot be launched: {call} reported")), "{error}");
         assert!(error.contains("`--no-graphs` names the one"), "{error}");
     }
+    // The second of three batches, when the first is under way and nobody has waited for it.
+    let error =
+        refused("cuGraphLaunch 701 cuGraphLaunch 2", &["--batch-tokens", "8", "a panda"], "outcrop: one of ");
+    assert!(error.contains("cannot be launched: cuGraphLaunch reported"), "{error}");
 }
 
 /// As kernels run while the host goes on, an error comes late, and then of every call.
