@@ -106,6 +106,7 @@ inline void check_map(const TensorMap& map, u32 rank, Site at) {
 
 // The box at a shared address of block `rank`.
 inline Box make_box(const TensorMap& map, u32 dimensions, u32 rank, u32 address, Place corner, Site at) {
+  machine->check_waited("a box is copied", at);
   check_map(map, dimensions, at);
   if (address % 128 != 0) fault(at, "shared address %u is not a multiple of 128", address);
   Box box = {map, corner, address, nullptr};

@@ -76,11 +76,6 @@ inline void stmatrix4(u32 address, u32 r0, u32 r1, u32 r2, u32 r3, SITE) {
   emulator::store_matrices({r0, r1, r2, r3}, address, at);
 }
 
-// ---- launch
-
-// Launches run one after the other.
-inline void wait_for_previous_kernel() {}
-
 // ---- registers
 
 inline u32 thread_index() { return threadIdx.x; }

@@ -135,4 +135,9 @@ inline void cp_async_wait() {
   emulator::wait_for_copies(N);
 }
 
+// ---- launches that overlap
+
+inline void wait_for_previous_kernel() { emulator::machine->current->has_waited = true; }
+inline void let_next_kernel_start(SITE) { emulator::machine->check_waited("it lets the next kernel start", at); }
+
 #undef SITE

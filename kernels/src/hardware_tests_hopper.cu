@@ -18,6 +18,8 @@ template <class T> DEV float register_element(u32 row, u32 k) { return (float)((
 template <class T>
 KERNEL_CLUSTER(128, 2)
 hardware_test_hopper(TENSOR_MAP map_a, TENSOR_MAP map_b, TENSOR_MAP map_heads, TENSOR_MAP map_out, u32* words, HopperTestParams p) {
+  wait_for_previous_kernel();
+  let_next_kernel_start();
   const u32 thread = threadIdx.x, lane = thread % 32, warp = thread / 32, smem = smem_base(), rank = cluster_rank();
   const u32 copied = smem + BARRIERS, greeted = copied + 8;
   words += rank * p.block_words;

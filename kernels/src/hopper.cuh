@@ -143,11 +143,6 @@ DEV void stmatrix4(u32 address, u32 r0, u32 r1, u32 r2, u32 r3) {
   asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(r0), "r"(r1), "r"(r2), "r"(r3) : "memory");
 }
 
-// ---- launch
-
-// Waits until the kernels before this one are done, if it was launched to begin before they are: what they write may not be read earlier.
-DEV void wait_for_previous_kernel() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-
 // ---- registers: moved between the warpgroups of a block, each as a whole; only under KERNEL_MIN_BLOCKS, which fixes the number at entry
 
 // `threadIdx.x`, read anew: what is computed from it stays where it is written, and holds no registers before.

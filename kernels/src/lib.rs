@@ -31,6 +31,7 @@ mod operands;
 mod params;
 mod row;
 mod shared_mut;
+mod staging;
 mod stream;
 mod table;
 #[cfg(test)]
@@ -61,7 +62,7 @@ pub mod row_dot;
 pub mod sandwich_norm;
 pub mod token_compress;
 
-pub use buffer::{Buffer, HostBuffer, Role};
+pub use buffer::{Buffer, HostBuffer, Reading, Role};
 pub use catalog::{CompiledInstance, EmulatorUnit, compile_all, emulator_units};
 pub use cost::Cost;
 pub use device::LoadedKernel;

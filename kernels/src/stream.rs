@@ -58,6 +58,14 @@ impl Stream {
         Ok(Self::Cuda(CudaStream { device: device()?, operand_type }))
     }
 
+    /// Whether a GPU may begin a kernel before the one ahead of it has ended, to hide the time between the two: programmatic dependent
+    /// launch. Off at first; without effect where kernels cannot, see [`doctor::FoundDevice`](crate::doctor::FoundDevice).
+    pub fn set_programmatic_launch(&self, is_wanted: bool) {
+        if let Self::Cuda(cuda) = self {
+            cuda.device.set_programmatic_launch(is_wanted);
+        }
+    }
+
     /// Runs `work` where kernels called from it start without a hand-over: inside the pool of a CPU stream.
     pub fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
         match self {

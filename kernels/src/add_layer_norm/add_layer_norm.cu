@@ -12,6 +12,8 @@ template <class T, u32 WARPS>
 KERNEL_MIN_BLOCKS(32 * WARPS, ROW_BLOCKS / WARPS)
 add_layer_norm(T* __restrict__ x, const T* __restrict__ y, const float* __restrict__ weight,
                const float* __restrict__ bias, AddLayerNormParams p) {
+  wait_for_previous_kernel();
+  let_next_kernel_start();
   const u32 rows = size_of(p.num_rows);
   u32 round = 0;
   for (u32 row = blockIdx.x; row < rows; row += gridDim.x) {

@@ -10,6 +10,8 @@ template <u32 D> constexpr u32 ATTENTION_SHARED_BYTES = (TILE_ROWS + 2 * BLOCK_K
 template <class T, u32 D, bool SOFTCAP>
 KERNEL_MIN_BLOCKS(128, (D <= 64 ? 4 : D == 128 ? 3 : 2))
 attention(T* out, const T* q, const T* k, const T* v, const Span* spans, const Tile* tiles, AttentionParams p) {
+  wait_for_previous_kernel();
+  let_next_kernel_start();
   // Queries of D <= 64 stay in registers; wider ones are read again for every block of keys.
   constexpr bool KEEP_Q = D <= 64;
   constexpr u32 CHUNKS = D / 8;

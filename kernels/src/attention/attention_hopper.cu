@@ -514,6 +514,7 @@ attention_hopper(TENSOR_MAP map_q, TENSOR_MAP map_k, TENSOR_MAP map_v, T* out, c
     mbarrier_init_fence();
   }
   wait_for_previous_kernel();
+  let_next_kernel_start();
 
   // The share of this block: from where its part of the work begins to where the next one's does.
   const u32 num_tiles = size_of(p.num_tiles), places = tiles ? 1 << p.pack_shift : 1;

@@ -16,6 +16,8 @@ constexpr u32 ATTENTION_ROW_SHARED_BYTES = SCORE_BYTES + (BLOCK_HEADS + NUM_SLOT
 
 template <class T, u32 D, bool SOFTCAP>
 KERNEL(128) attention_row(T* out, const T* q, const T* k, const T* v, const Span* spans, AttentionParams p) {
+  wait_for_previous_kernel();
+  let_next_kernel_start();
   constexpr u32 CHUNKS = D / 8, WARP_CHUNKS = CHUNKS / 4;
   const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const u32 smem_scores = smem_base(), smem_q = smem_scores + SCORE_BYTES, smem_ring = smem_q + BLOCK_HEADS * D * 2;

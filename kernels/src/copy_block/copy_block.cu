@@ -8,6 +8,8 @@ struct CopyBlockParams {
 };
 
 KERNEL(128) copy_block(u32x4* __restrict__ out, const u32x4* __restrict__ x, CopyBlockParams p) {
+  wait_for_previous_kernel();
+  let_next_kernel_start();
   const u32 rows = size_of(p.num_rows), out_row = size_of(p.out_row), x_row = size_of(p.x_row);
   for (u32 row = blockIdx.x; row < rows; row += gridDim.x) {
     const u32x4* source = x + (u64)(x_row + row) * p.x_stride + p.x_column;

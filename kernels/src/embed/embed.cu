@@ -11,6 +11,8 @@ struct EmbedParams {
 template <class T>
 KERNEL(128) embed(float* __restrict__ out, const T* __restrict__ table, const u32* __restrict__ input_ids,
                   EmbedParams p) {
+  wait_for_previous_kernel();
+  let_next_kernel_start();
   const u32 tokens = size_of(p.num_tokens);
   for (u32 token = blockIdx.x; token < tokens; token += gridDim.x) {
     const T* row = table + (u64)input_ids[token] * p.hidden_size;

@@ -15,6 +15,8 @@ embed_layer_norm(T* __restrict__ out, const T* __restrict__ word, const float* _
                  const T* __restrict__ position, const u32* __restrict__ input_ids,
                  const u32* __restrict__ position_ids, const float* __restrict__ weight,
                  const float* __restrict__ bias, EmbedLayerNormParams p) {
+  wait_for_previous_kernel();
+  let_next_kernel_start();
   const u32 tokens = size_of(p.num_tokens);
   u32 round = 0;
   for (u32 token = blockIdx.x; token < tokens; token += gridDim.x) {

@@ -9,6 +9,8 @@ struct GatherRowsParams {
 
 KERNEL(128) gather_rows(u32x4* __restrict__ out, const u32x4* __restrict__ x, const u32* __restrict__ rows,
                         GatherRowsParams p) {
+  wait_for_previous_kernel();
+  let_next_kernel_start();
   const u32 num_rows = size_of(p.num_rows);
   for (u32 i = blockIdx.x; i < num_rows; i += gridDim.x) {
     const u32x4* source = x + (u64)rows[i] * p.units;

@@ -50,6 +50,8 @@ DEV u32 block_exclusive_sum(u32 v, u32& total) {
 KERNEL(LAYOUT_THREADS) layout(Header* header_out, Segment* segments_out, Counts* counts, u32* cu_seqlens,
                               u32* position_ids, Span* spans, Tile* tiles, u32* scored_rows, u32* scored_position_ids,
                               Span* scored_spans, const Header* header, const Segment* segments, LayoutParams p) {
+  wait_for_previous_kernel();
+  let_next_kernel_start();
   const Header batch = *header;
   const u32 n = batch.num_segments;
 

@@ -167,14 +167,14 @@ pub struct Bounds {
 impl Bounds {
     /// Of the class that `layout` falls in, where batches have up to `capacity` rows.
     ///
-    /// Few classes, so that few recordings serve all batches; the first is small enough for kernels that are made for few rows
-    /// (KERNELS 2.6).
+    /// Few classes, so that few recordings serve all batches; the first are small enough for kernels that are made for few rows: a pair
+    /// alone is in one of them (KERNELS 2.6).
     pub fn of(layout: &Layout, capacity: usize) -> Self {
-        let class = |n: usize, classes: [usize; 2], largest: usize| {
-            classes.into_iter().find(|class| n <= *class && *class <= largest).unwrap_or(largest)
+        let class = |n: usize, classes: &[usize], largest: usize| {
+            classes.iter().copied().find(|class| n <= *class && *class <= largest).unwrap_or(largest)
         };
-        let tokens = class(layout.num_tokens(), [1024, 4096], capacity);
-        Self { tokens, seqs: class(layout.num_seqs(), [64, 512], tokens) }
+        let tokens = class(layout.num_tokens(), &[256, 512, 1024, 4096], capacity);
+        Self { tokens, seqs: class(layout.num_seqs(), &[64, 512], tokens) }
     }
 }
 

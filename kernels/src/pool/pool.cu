@@ -12,6 +12,8 @@ struct PoolParams {
 
 template <class T>
 KERNEL(32) pool(float* __restrict__ out, const T* __restrict__ x, const Span* __restrict__ spans, PoolParams p) {
+  wait_for_previous_kernel();
+  let_next_kernel_start();
   const u32 slices = ceil_div(p.hidden_size, 128);
   const u32 items = size_of(p.num_spans) * slices;
   for (u32 item = blockIdx.x; item < items; item += gridDim.x) {

@@ -11,6 +11,8 @@ struct RmsNormParams {
 template <class T, u32 WARPS>
 KERNEL_MIN_BLOCKS(32 * WARPS, ROW_BLOCKS / WARPS)
 rms_norm(T* __restrict__ out, const float* __restrict__ x, const float* __restrict__ weight, RmsNormParams p) {
+  wait_for_previous_kernel();
+  let_next_kernel_start();
   const u32 rows = size_of(p.num_rows);
   u32 round = 0;
   for (u32 row = blockIdx.x; row < rows; row += gridDim.x) {

@@ -14,6 +14,8 @@ template <class T, u32 WARPS>
 KERNEL_MIN_BLOCKS(32 * WARPS, ROW_BLOCKS / WARPS)
 sandwich_norm(float* __restrict__ x, T* __restrict__ out, const T* __restrict__ y,
               const float* __restrict__ post_weight, const float* __restrict__ pre_weight, SandwichNormParams p) {
+  wait_for_previous_kernel();
+  let_next_kernel_start();
   const u32 rows = size_of(p.num_rows);
   u32 round = 0;
   for (u32 row = blockIdx.x; row < rows; row += gridDim.x) {

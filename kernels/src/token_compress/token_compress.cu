@@ -15,6 +15,8 @@ struct TokenCompressParams {
 KERNEL(128) token_compress(float* __restrict__ out, const float* __restrict__ x, const Segment* __restrict__ segments,
                            const u32* __restrict__ cu_seqlens, const u32* __restrict__ out_cu_seqlens,
                            TokenCompressParams p) {
+  wait_for_previous_kernel();
+  let_next_kernel_start();
   const u32 rows = size_of(p.num_rows), num_segments = size_of(p.num_segments);
   for (u32 row = blockIdx.x; row < rows; row += gridDim.x) {
     // The first segment that ends behind this row; it is not empty, whatever stands before it.

@@ -28,7 +28,7 @@ use outcrop_kernels::gemm::{Epilogue, gemm};
 use outcrop_kernels::l2_normalize::l2_normalize;
 use outcrop_kernels::pool::pool;
 use outcrop_kernels::row_dot::row_dot;
-use outcrop_kernels::{Buffer, CpuStream, ElementType, Size, Stream};
+use outcrop_kernels::{Buffer, CpuStream, ElementType, Reading, Size, Stream};
 use outcrop_loader::{Architecture, Checkpoint, EncoderConfig};
 
 use self::activations::{Run, Tensors};
@@ -175,13 +175,13 @@ impl Encoder {
 
     /// One raw score per sequence of a batch of pairs; `None` for a model without a scoring head.
     ///
-    /// `act` must have room for the batch.
+    /// `act` must have room for the batch. On a GPU the run is submitted and not waited for: `act` may take the next batch at once.
     pub fn scores(
         &self,
         stream: &Stream,
         act: &mut Activations,
         batch: &Batch,
-    ) -> Result<Option<Vec<f32>>, Error> {
+    ) -> Result<Option<Reading>, Error> {
         let Some(classifier) = &self.classifier else { return Ok(None) };
         let run = Run { bounds: act.load(batch)?, embeddings: None };
         let Activations { graphs, tensors, .. } = act;
@@ -194,12 +194,10 @@ impl Encoder {
             let Classifier { out_proj_weight: head, out_proj_bias: bias, .. } = classifier;
             Ok::<_, Error>(row_dot(stream, results, 0, projected, head, *bias, None, layout.seqs())?)
         })?;
-        Ok(Some(act.tensors.results.read(batch.num_seqs())?))
+        Ok(Some(act.tensors.results.read_later(batch.num_seqs())?))
     }
 
-    /// One vector of `hidden_size` elements per sequence, one after the other.
-    ///
-    /// `act` must have room for the batch.
+    /// One vector of `hidden_size` elements per sequence, one after the other; `act` as for [`Encoder::scores`].
     pub fn embeddings(
         &self,
         stream: &Stream,
@@ -207,7 +205,7 @@ impl Encoder {
         batch: &Batch,
         pooling: Pooling,
         normalize: bool,
-    ) -> Result<Vec<f32>, Error> {
+    ) -> Result<Reading, Error> {
         let hidden_size = self.config.hidden_size;
         let run = Run { bounds: act.load(batch)?, embeddings: Some((pooling, normalize)) };
         let Activations { graphs, tensors, .. } = act;
@@ -228,7 +226,7 @@ impl Encoder {
             }
             Ok::<_, Error>(())
         })?;
-        Ok(act.tensors.results.read(batch.num_seqs() * hidden_size)?)
+        Ok(act.tensors.results.read_later(batch.num_seqs() * hidden_size)?)
     }
 
     /// Leaves the last layer's output for every token in `hidden`, `[T, H]`.

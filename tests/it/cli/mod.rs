@@ -9,6 +9,7 @@ mod device;
 mod embed;
 mod hub;
 mod inspect;
+mod launches;
 mod rerank;
 mod score;
 mod streams;

@@ -75,6 +75,10 @@ pub(crate) struct EngineArgs {
     /// Launch the kernels of a GPU one by one instead of as recorded graphs. Scores do not change.
     #[arg(long)]
     pub(crate) no_graphs: bool,
+    /// Begin each kernel of a GPU before the one ahead of it has ended (programmatic dependent launch), where the GPU can: `outcrop
+    /// doctor` says so. Scores do not change.
+    #[arg(long)]
+    pub(crate) programmatic_launch: bool,
     /// Number of threads; all cores if not given.
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<NonZeroUsize>,

@@ -35,6 +35,7 @@ pub(crate) fn open(
     let options = EngineOptions {
         device: engine.device.clone(),
         graphs: !engine.no_graphs,
+        programmatic_launch: engine.programmatic_launch,
         threads: engine.threads.map(Into::into),
         batch_tokens: engine.batch_tokens.map(Into::into),
         dtype: Dtype::from(engine.dtype),
