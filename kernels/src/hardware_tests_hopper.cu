@@ -45,17 +45,18 @@ hardware_test_hopper(TENSOR_MAP map_a, TENSOR_MAP map_b, TENSOR_MAP map_heads, T
 
   const u64 a = wgmma_operand(smem + A), b = wgmma_operand(smem + B);
   float d64[32], d128[64], d256[128];
-  wgmma_fence();
-  for (u32 k = 0; k < 4; ++k) {
-    wgmma<T>(d64, a + k * 2, b + k * 2, k > 0);
-    wgmma<T>(d128, a + k * 2, b + k * 2, k > 0);
-    wgmma<T>(d256, a + k * 2, b + k * 2, k > 0);
-  }
-  wgmma_commit();
-  wgmma_wait<0>();
-  for (u32 i = 0; i < 32; ++i) words[thread * 224 + i] = float_to_bits(d64[i]);
-  for (u32 i = 0; i < 64; ++i) words[thread * 224 + 32 + i] = float_to_bits(d128[i]);
-  for (u32 i = 0; i < 128; ++i) words[thread * 224 + 96 + i] = float_to_bits(d256[i]);
+  // Four products, whose sums go to `words` from `place` on. One kind after the other: all sums at once take all registers.
+  const auto multiply = [&](auto& d, u32 place, auto issue) {
+    wgmma_fence();
+    for (u32 k = 0; k < 4; ++k) issue(d, k);
+    wgmma_commit();
+    wgmma_wait<0>();
+    for (u32 i = 0; i < sizeof(d) / 4; ++i) words[place + i] = float_to_bits(d[i]);
+  };
+  const auto from_memory = [&](auto& d, u32 k) { wgmma<T>(d, a + k * 2, b + k * 2, k > 0); };
+  multiply(d64, thread * 224, from_memory);
+  multiply(d128, thread * 224 + 32, from_memory);
+  multiply(d256, thread * 224 + 96, from_memory);
   words += 128 * 224;
 
   // b's 256 rows of 64 are four blocks of 64 k and 64 columns.
@@ -65,24 +66,13 @@ hardware_test_hopper(TENSOR_MAP map_a, TENSOR_MAP map_b, TENSOR_MAP map_heads, T
       const u32 row = warp * 16 + lane / 4 + i % 2 * 8, column = k * 16 + i / 2 * 8 + lane % 4 * 2;
       fragments[k][i] = pack2<T>(register_element<T>(row, column), register_element<T>(row, column + 1));
     }
-  float s64[32];
-  wgmma_fence();
-  for (u32 k = 0; k < 4; ++k) wgmma_registers<T, false>(s64, fragments[k], b + k * 2, k > 0);
-  wgmma_commit();
-  wgmma_wait<0>();
-  for (u32 i = 0; i < 32; ++i) words[thread * 256 + i] = float_to_bits(s64[i]);
-  wgmma_fence();
-  for (u32 k = 0; k < 4; ++k) {
-    const u64 transposed = wgmma_transposed_operand(smem + B + k * 16 * 128, 64 * 128);
-    wgmma_registers<T, true>(d64, fragments[k], transposed, k > 0);
-    wgmma_registers<T, true>(d128, fragments[k], transposed, k > 0);
-    wgmma_registers<T, true>(d256, fragments[k], transposed, k > 0);
-  }
-  wgmma_commit();
-  wgmma_wait<0>();
-  for (u32 i = 0; i < 32; ++i) words[thread * 256 + 32 + i] = float_to_bits(d64[i]);
-  for (u32 i = 0; i < 64; ++i) words[thread * 256 + 64 + i] = float_to_bits(d128[i]);
-  for (u32 i = 0; i < 128; ++i) words[thread * 256 + 128 + i] = float_to_bits(d256[i]);
+  const auto transposed = [&](auto& d, u32 k) {
+    wgmma_registers<T, true>(d, fragments[k], wgmma_transposed_operand(smem + B + k * 16 * 128, 64 * 128), k > 0);
+  };
+  multiply(d64, thread * 256, [&](auto& d, u32 k) { wgmma_registers<T, false>(d, fragments[k], b + k * 2, k > 0); });
+  multiply(d64, thread * 256 + 32, transposed);
+  multiply(d128, thread * 256 + 64, transposed);
+  multiply(d256, thread * 256 + 128, transposed);
   words += 128 * 256;
 
   // A box that reaches beyond the matrix in all three directions.

@@ -186,6 +186,9 @@ fn matrix_kernels_use_tensor_cores_and_no_kernel_local_memory() {
             if let Some((what, name)) = objection_to_start(&names, architecture.name) {
                 object(what, name);
             }
+            if is_overlapping(&instance.name) && !has_softmax_under_products(&names) {
+                object("no softmax between its waits for", "HGMMA");
+            }
             for name in LOCAL_MEMORY.into_iter().filter(|name| found.contains(name)) {
                 object("local memory:", name);
             }
@@ -223,6 +226,34 @@ fn objection_to_start<'a>(names: &[&'a str], architecture: &str) -> Option<(&'st
         Some(start) if start < wait => Some(("before its wait", START)),
         Some(_) => None,
     }
+}
+
+/// Whether an instance is to compute a softmax while its own products are under way: all heads but the widest.
+fn is_overlapping(instance: &str) -> bool {
+    instance.starts_with("attention_hopper<") && !instance.contains(", 256, ")
+}
+
+/// Whether somewhere behind products there are the exponentials of a block of scores, 32 a thread, between one wait for products and the
+/// next: WARPGROUP is what begins products and what waits for them, and each begins with HGMMA behind it.
+fn has_softmax_under_products(names: &[&str]) -> bool {
+    names.split(|name| *name == "HGMMA").any(|between| {
+        let mut stretches = between.split(|name| *name == "WARPGROUP");
+        // In front of the first wait, and then between it and the second.
+        let under = stretches.by_ref().nth(1).unwrap_or_default();
+        // Another WARPGROUP ends the stretch, and the next products begin with one more.
+        let is_waited_for_again = stretches.count() >= 2;
+        is_waited_for_again && under.iter().filter(|name| **name == "MUFU").count() >= 32
+    })
+}
+
+#[test]
+fn a_softmax_behind_all_waits_is_told_from_one_between_them() {
+    let exponentials = "MUFU ".repeat(32);
+    let of = |text: String| has_softmax_under_products(&text.split_whitespace().collect::<Vec<_>>());
+    assert!(of(format!("HGMMA HGMMA WARPGROUP FMNMX {exponentials} WARPGROUP FMUL WARPGROUP HGMMA")));
+    assert!(!of(format!("HGMMA HGMMA WARPGROUP FMNMX WARPGROUP {exponentials} FMUL WARPGROUP HGMMA")));
+    assert!(!of(format!("HGMMA WARPGROUP {exponentials} WARPGROUP HGMMA WARPGROUP")));
+    assert!(!of("HGMMA WARPGROUP MUFU WARPGROUP FMUL WARPGROUP HGMMA".to_owned()));
 }
 
 #[test]

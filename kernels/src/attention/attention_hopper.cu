@@ -278,6 +278,14 @@ template <u32 D> DEV void pass(Slot<D> slot) {
   release(slot.empty());
 }
 
+// Weights that stand in their scores' place, as the left operand of the product with v.
+template <class T> DEV void pack_weights(u32 (&packed)[4][4], const float (&weights)[8][4]) {
+#pragma unroll
+  for (u32 j = 0; j < 8; j++)
+#pragma unroll
+    for (u32 half = 0; half < 2; half++) packed_at(packed, j, half) = pack2<T>(weights[j][half * 2], weights[j][half * 2 + 1]);
+}
+
 // Begins scores = Q K^T: queries are in registers or in shared memory.
 template <class T, u32 D> DEV void multiply_keys(float (&scores)[8][4], const u32 (&q)[4][4], u32 smem_q, u32 smem_k) {
   float (&sums)[32] = *(float (*)[32])scores;
@@ -412,7 +420,8 @@ template <class T, u32 D, bool SOFTCAP> DEV void attend(T* out, u32 tile, Plan<D
   const auto softmax = [&] {
     if (SOFTCAP) cap_scores(scores, scale);
     mask_block(scores, first, num_keys(), last, p);
-    softmax_step(scores, factor, state, scale.outer);
+    softmax_step(factor, state, scores, scale.outer,
+                 [&](u32 j, u32 half, float w0, float w1) { scores[j][half * 2] = w0, scores[j][half * 2 + 1] = w1; });
   };
   mbarrier_wait(slot.full(), slot.parity());
   multiply_keys<T, D>(scores, q, smem_q, slot.address());

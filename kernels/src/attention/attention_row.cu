@@ -5,6 +5,7 @@
 // tile. In Q K^T a warp has 16 of a block's 64 keys; the scores pass through shared memory to all four, and each
 // repeats the softmax, which is cheap beside the copies, and has a quarter of the columns of P V. Tiles of K and V
 // come by turns through a ring of slots.
+#include "../hardware.cuh"
 #include "attention.cuh"
 
 constexpr u32 BLOCK_HEADS = 16;
@@ -98,8 +99,8 @@ KERNEL(128) attention_row(T* out, const T* q, const T* k, const T* v, const Span
       if (key + BLOCK_KEYS - 1 > last || last - key >= reach) mask_scores(scores, key, last, last, reach);
       u32 weights[4][4];
       float factor[2];
-      softmax_step(scores, factor, state, scale.outer);
-      pack_weights<T>(weights, scores);
+      softmax_step(factor, state, scores, scale.outer,
+                   [&](u32 j, u32 half, float w0, float w1) { packed_at(weights, j, half) = pack2<T>(w0, w1); });
 
       // ---- acc = acc * factor + P V, a quarter of the columns; ldmatrix takes 32 keys of 8 columns
 #pragma unroll

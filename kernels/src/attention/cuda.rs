@@ -29,7 +29,9 @@ parameter_block! {
 static TILES: Source = Source {
     path: "attention/attention.cu",
     text: include_str!("attention.cu"),
-    assertions: || AttentionParams::assertions() + &shared_bytes_assertions("ATTENTION", &WIDTHS, tile_shared_bytes),
+    assertions: || {
+        AttentionParams::assertions() + &shared_bytes_assertions("ATTENTION", &WIDTHS, tile_shared_bytes)
+    },
 };
 
 static ROWS: Source = Source {
@@ -61,11 +63,7 @@ fn row_shared_bytes(width: u32) -> u32 {
 }
 
 /// C++ assertions that the kernel's file means the same shared memory.
-pub(super) fn shared_bytes_assertions(
-    kernel: &str,
-    widths: &[u32],
-    shared_bytes: fn(u32) -> u32,
-) -> String {
+pub(super) fn shared_bytes_assertions(kernel: &str, widths: &[u32], shared_bytes: fn(u32) -> u32) -> String {
     let assertion = |width: &u32| {
         format!(
             "static_assert({kernel}_SHARED_BYTES<{width}> == {}, \"shared memory\");\n",

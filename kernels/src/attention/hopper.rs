@@ -120,7 +120,8 @@ pub(super) fn launch(
         Some(tiles) => tiles.num_tiles.bound() * num_heads,
         None => spans.num_spans().bound() * num_heads / packed as usize,
     };
-    instance(operand_type, width, params.softcap > 0.0).launch_mapped(device, items, &maps, &pointers, &params)
+    instance(operand_type, width, params.softcap > 0.0)
+        .launch_mapped(device, items, &maps, &pointers, &params)
 }
 
 #[cfg(test)]

@@ -13,7 +13,11 @@ use crate::{Buffer, ElementType, Role, Stream};
 fn own_cases() -> Vec<Case> {
     let causal = |num_heads, num_kv_heads, head_dim| params(num_heads, num_kv_heads, head_dim, Mask::Causal);
     vec![
-        case("resident", params(1, 1, 64, Mask::Full), &[[0, 450, 450], [0, 70, 70], [0, 3, 3], [0, 200, 200]]),
+        case(
+            "resident",
+            params(1, 1, 64, Mask::Full),
+            &[[0, 450, 450], [0, 70, 70], [0, 3, 3], [0, 200, 200]],
+        ),
         case("rounds", params(6, 6, 128, Mask::Full), &[[0, 200, 200]]),
         case("streaming", params(1, 1, 64, Mask::Full), &[[0, 800, 300]]),
         case("streaming, causal, packed", causal(4, 1, 128), &[[30, 330, 330], [30, 90, 90]]),
@@ -72,7 +76,11 @@ fn every_instance_matches_f64() {
         let loaded = stream.loaded_kernels();
         let prefix = format!("attention_hopper<{}, ", crate::device::cpp_name(operand_type));
         for instance in instances().iter().filter(|instance| instance.name.starts_with(&prefix)) {
-            assert!(loaded.iter().any(|kernel| kernel.name == instance.name), "{} was not run", instance.name);
+            assert!(
+                loaded.iter().any(|kernel| kernel.name == instance.name),
+                "{} was not run",
+                instance.name
+            );
         }
     }
 }
@@ -98,7 +106,8 @@ fn a_span_has_the_same_bits_alone_and_in_any_batch() {
                 qkv.write(&values).unwrap();
                 let keys = span.prefix.len()..rows.len();
                 let num_queries = span.queries.len();
-                let alone = Span { queries: rows.len() - num_queries..rows.len(), prefix: 0..keys.start, keys };
+                let alone =
+                    Span { queries: rows.len() - num_queries..rows.len(), prefix: 0..keys.start, keys };
                 let out = attend(&stream, &qkv, rows.len(), &[alone.clone()], p, Lists::Tiled).unwrap();
                 assert_same(
                     "alone",
@@ -125,7 +134,10 @@ fn what_stands_behind_a_span_does_not_reach_it() {
         for (row, elements) in inputs.values.chunks_exact_mut(stride).enumerate() {
             let is_used = span.prefix.contains(&row) || span.keys.contains(&row);
             if !is_used {
-                elements.iter_mut().enumerate().for_each(|(i, x)| *x = if i % 2 == 0 { f32::INFINITY } else { -6e4 });
+                elements
+                    .iter_mut()
+                    .enumerate()
+                    .for_each(|(i, x)| *x = if i % 2 == 0 { f32::INFINITY } else { -6e4 });
             }
         }
         let values = inputs.values.clone();
@@ -139,7 +151,8 @@ fn numbers_in_device_memory_and_by_value_give_the_same_bits() {
     for operand_type in OPERAND_TYPES {
         let Some(stream) = device_of(HOPPER, operand_type) else { return };
         let p = params(2, 1, 64, Mask::Causal);
-        let inputs = Inputs::new(&stream, &case("sizes", p, &[[0, 100, 100], [0, 65, 65], [0, 3, 3]])).unwrap();
+        let inputs =
+            Inputs::new(&stream, &case("sizes", p, &[[0, 100, 100], [0, 65, 65], [0, 3, 3]])).unwrap();
         let run = |spans: &[Span], lists| inputs.attend(&stream, spans, p, lists).unwrap();
         let by_value = run(&inputs.spans, Lists::Tiled);
         for bound in [5, 1000] {
@@ -155,7 +168,8 @@ fn numbers_in_device_memory_and_by_value_give_the_same_bits() {
 fn no_bank_conflicts_in_reading_queries() {
     for operand_type in OPERAND_TYPES {
         crate::test_devices::without_bank_conflicts_on(HOPPER, operand_type, |stream| {
-            compare(stream, operand_type, &case("", params(2, 1, 64, Mask::Causal), &[[0, 100, 100]])).unwrap();
+            compare(stream, operand_type, &case("", params(2, 1, 64, Mask::Causal), &[[0, 100, 100]]))
+                .unwrap();
         });
     }
 }
