@@ -59,11 +59,11 @@ const DEPENDENCIES: &[(&str, &[&str])] = &[
 const LINES_MAX: &[(&str, usize)] = &[
     ("loader", 6200),
     // Two thirds for CUDA: the device layer, launches, and tests on the emulator.
-    ("kernels", 17000),
+    ("kernels", 17400),
     ("models", 2700),
-    ("runtime", 8700),
+    ("runtime", 8900),
     ("benches", 700),
-    ("tests", 5900),
+    ("tests", 6100),
 ];
 
 /// Folders of kernels/src that hold no kernel.
