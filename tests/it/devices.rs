@@ -282,6 +282,13 @@ fn scores_depend_on_nothing_else(device: &Device, models: &[&str]) {
         assert_eq!(got, expected, "{model}: in reverse");
         let launched = EngineOptions { graphs: false, ..base() };
         assert_eq!(run(launched, &pairs, false), expected, "{model}: without graphs");
+        // On the emulator launches never overlap.
+        if matches!(device, Device::Cuda(_)) {
+            for graphs in [true, false] {
+                let programmatic = EngineOptions { programmatic_launch: true, graphs, ..base() };
+                assert_eq!(run(programmatic, &pairs, false), expected, "{model}: with launches that overlap");
+            }
+        }
         if is_deep {
             let unshared = EngineOptions { prefix_sharing: false, ..base() };
             assert_eq!(run(unshared, &pairs, false), expected, "{model}: without prefix sharing");

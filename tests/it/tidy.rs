@@ -59,12 +59,12 @@ const DEPENDENCIES: &[(&str, &[&str])] = &[
 const LINES_MAX: &[(&str, usize)] = &[
     ("loader", 6200),
     // Two thirds for CUDA: the device layer, launches, and tests on the emulator.
-    ("kernels", 17300),
+    ("kernels", 19200),
     ("models", 2700),
     // A quarter for `outcrop bench`.
-    ("runtime", 10700),
+    ("runtime", 11200),
     ("benches", 500),
-    ("tests", 6500),
+    ("tests", 6900),
 ];
 
 /// Folders of kernels/src that hold no kernel.
