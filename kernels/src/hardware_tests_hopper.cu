@@ -28,6 +28,7 @@ template <class T, Form FORM, u32 N> DEV void multiply(u32* words, u32 smem_a, c
   wgmma_commit();
   wgmma_wait<0>();
   for (u32 i = 0; i < N; ++i) words[i] = float_to_bits(d[i]);
+  sync_block();
 }
 
 // `words`, for each block: a's box, b's boxes, the sums of each thread for 64, 128 and 256 rows of b, those of an operand in registers
@@ -66,7 +67,7 @@ hardware_test_hopper(TENSOR_MAP map_a, TENSOR_MAP map_b, TENSOR_MAP map_heads, T
       const u32 row = warp * 16 + lane / 4 + i % 2 * 8, column = k * 16 + i / 2 * 8 + lane % 4 * 2;
       fragments[k][i] = pack2<T>(register_element<T>(row, column), register_element<T>(row, column + 1));
     }
-  // One product after the other: all sums at once take all registers.
+  // One product after the other, with a barrier between: all sums at once take all registers.
   u32* sums = words + thread * 224;
   multiply<T, Form::MEMORY, 32>(sums, smem + A, fragments, smem + B);
   multiply<T, Form::MEMORY, 64>(sums + 32, smem + A, fragments, smem + B);
