@@ -108,7 +108,8 @@ fn a_span_has_the_same_bits_alone_and_in_any_batch() {
                 let num_queries = span.queries.len();
                 let alone =
                     Span { queries: rows.len() - num_queries..rows.len(), prefix: 0..keys.start, keys };
-                let out = attend(&stream, &qkv, rows.len(), &[alone.clone()], p, Lists::Tiled).unwrap();
+                let spans = std::slice::from_ref(&alone);
+                let out = attend(&stream, &qkv, rows.len(), spans, p, Lists::Tiled).unwrap();
                 assert_same(
                     "alone",
                     &out[alone.queries.start * hidden..],
