@@ -163,11 +163,14 @@ fn cutoffs_and_compression() {
     let flops = |row: usize| found["rows"][row]["flops_per_call"].as_f64().unwrap();
     assert!(flops(1) < flops(0) && flops(0) < flops(3) && flops(3) < flops(2), "{found}");
     assert_eq!(found["rows"][2]["pairs_per_s_of_rounds"].as_array().unwrap().len(), 2);
-    let compared = [&QUICK[..], &["--compare", "prefix-sharing", "--json", "--cutoff-layers", "8"]].concat();
+    let compared = [&QUICK[..], &["--compare", "prefix-sharing,programmatic-launch"]];
+    let compared = [compared.concat(), vec!["--json", "--cutoff-layers", "8"]].concat();
     let lengths = compared.iter().position(|word| *word == "fixed:40").unwrap();
     let compared = [&compared[..lengths], &["fixed:80"], &compared[lengths + 1..]].concat();
     let found = record(&bench(decoder(), &compared));
-    assert_eq!(names(&found), ["1x2/fixed:80/cutoff:8", "1x2/fixed:80/cutoff:8/prefix-sharing:off"]);
+    let suffixes =
+        ["", "/prefix-sharing:off", "/programmatic-launch:on", "/programmatic-launch:on/prefix-sharing:off"];
+    assert_eq!(names(&found), suffixes.map(|suffix| format!("1x2/fixed:80/cutoff:8{suffix}")));
     let flops = |row: usize| found["rows"][row]["flops_per_call"].as_f64().unwrap();
     assert!(flops(0) < flops(1), "{found}");
 }

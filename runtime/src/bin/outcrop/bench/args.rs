@@ -209,7 +209,8 @@ pub(crate) struct ModelBenchArgs {
     /// Most tokens computed in one batch.
     #[arg(long, value_name = "N,...", value_delimiter = ',', help_heading = ENGINE)]
     pub(crate) batch_tokens: Vec<NonZeroUsize>,
-    /// Also run without this. Models are opened once for each combination of these, of types and of batches.
+    /// Also run without this, or with what is off by default. Models are opened once for each combination of these, of types and of
+    /// batches.
     #[arg(long, value_enum, value_name = "WHAT,...", value_delimiter = ',', help_heading = ENGINE)]
     pub(crate) compare: Vec<Compared>,
     /// Layers after which to score; several separated by commas are scored in one run. May be repeated, for a row each.
@@ -236,11 +237,13 @@ pub(crate) struct ModelBenchArgs {
 const TEXTS: &str = "Texts";
 const ENGINE: &str = "Engine";
 
-/// What `bench model` can do without.
+/// What `bench model` can do without, or with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Compared {
     /// Recorded launches, on a GPU.
     Graphs,
+    /// Launches that begin before the one ahead of them has ended, on a GPU: off by default.
+    ProgrammaticLaunch,
     /// Computing a query once for its passages, in a decoder.
     PrefixSharing,
 }

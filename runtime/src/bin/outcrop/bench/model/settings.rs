@@ -1,5 +1,6 @@
 //! What is run: every combination of texts, depths and engines that the arguments name.
 
+use clap::ValueEnum;
 use outcrop::{Compression, Dtype, Engine, EngineOptions, ScoreOptions};
 use serde_json::{Map, Value, json};
 
@@ -8,6 +9,7 @@ use crate::args::{Compared, DtypeArg, ModelBenchArgs};
 use crate::error::Error;
 
 /// An engine to open, and what it adds to the names of its rows.
+#[derive(Clone)]
 pub(super) struct Kind {
     pub(super) suffix: String,
     pub(super) options: EngineOptions,
@@ -31,34 +33,44 @@ pub(super) fn kinds(args: &ModelBenchArgs) -> Vec<Kind> {
         [] => vec![None],
         tokens => tokens.iter().map(|tokens| Some(tokens.get())).collect(),
     };
-    let both = |compared| if args.compare.contains(&compared) { &[true, false][..] } else { &[true] };
     let mut kinds = Vec::new();
     for dtype in &args.dtype {
         for batch_tokens in &batches {
-            for graphs in both(Compared::Graphs) {
-                for prefix_sharing in both(Compared::PrefixSharing) {
-                    let mut suffix = match dtype {
-                        DtypeArg::Auto => String::new(),
-                        dtype => format!("/{}", dtype.name()),
-                    };
-                    suffix += &batch_tokens.map_or_else(String::new, |tokens| format!("/batch:{tokens}"));
-                    suffix += if *graphs { "" } else { "/graphs:off" };
-                    suffix += if *prefix_sharing { "" } else { "/prefix-sharing:off" };
-                    let options = EngineOptions {
-                        threads: args.threads.map(Into::into),
-                        batch_tokens: *batch_tokens,
-                        device: args.device.clone(),
-                        graphs: *graphs,
-                        dtype: Dtype::from(*dtype),
-                        prefix_sharing: *prefix_sharing,
-                        ..EngineOptions::default()
-                    };
-                    kinds.push(Kind { suffix, options });
-                }
+            let suffix = match dtype {
+                DtypeArg::Auto => String::new(),
+                dtype => format!("/{}", dtype.name()),
+            };
+            let options = EngineOptions {
+                threads: args.threads.map(Into::into),
+                batch_tokens: *batch_tokens,
+                device: args.device.clone(),
+                dtype: Dtype::from(*dtype),
+                ..EngineOptions::default()
+            };
+            let suffix = suffix + &batch_tokens.map_or_else(String::new, |tokens| format!("/batch:{tokens}"));
+            let mut compared = vec![Kind { suffix, options }];
+            for what in Compared::value_variants().iter().filter(|what| args.compare.contains(what)) {
+                compared = compared.into_iter().flat_map(|kind| [kind.clone(), kind.other(*what)]).collect();
             }
+            kinds.extend(compared);
         }
     }
     kinds
+}
+
+impl Kind {
+    /// The same with one thing the other way round.
+    fn other(self, what: Compared) -> Self {
+        let Self { mut suffix, mut options } = self;
+        let (option, name) = match what {
+            Compared::Graphs => (&mut options.graphs, "graphs"),
+            Compared::ProgrammaticLaunch => (&mut options.programmatic_launch, "programmatic-launch"),
+            Compared::PrefixSharing => (&mut options.prefix_sharing, "prefix-sharing"),
+        };
+        *option = !*option;
+        suffix += &format!("/{name}:{}", if *option { "on" } else { "off" });
+        Self { suffix, options }
+    }
 }
 
 /// Every setting, texts first.
@@ -92,7 +104,8 @@ pub(super) fn settings(
                 name += &cutoffs.map_or_else(String::new, |layers| format!("/cutoff:{}", list(layers)));
                 name += &ratio.map_or_else(String::new, |ratio| format!("/ratio:{ratio}@{}", list(layers)));
                 for (engine, kind) in kinds.iter().enumerate() {
-                    let EngineOptions { graphs, prefix_sharing, batch_tokens, .. } = &kind.options;
+                    let EngineOptions { graphs, programmatic_launch, prefix_sharing, batch_tokens, .. } =
+                        &kind.options;
                     let facts = json!({
                         "texts": texts.name,
                         "calls": texts.calls.len(),
@@ -102,6 +115,7 @@ pub(super) fn settings(
                         "dtype": args.dtype[engine / (kinds.len() / args.dtype.len())].name(),
                         "batch_tokens": batch_tokens,
                         "graphs": graphs,
+                        "programmatic_launch": programmatic_launch,
                         "prefix_sharing": prefix_sharing,
                     });
                     settings.push(Setting {
