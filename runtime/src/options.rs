@@ -88,6 +88,8 @@ pub struct ScoreOptions {
     /// Tokens of the whole sequence, special ones included; `None` takes 512 for a reranker, and for an embedding model
     /// what its files say. Only the passage is cut to it.
     pub max_length: Option<usize>,
+    /// Whether texts that are too long are cut. Otherwise each such pair is an error, alone.
+    pub truncate: bool,
     /// Tokens of the query; `None` takes three quarters of `max_length`.
     pub query_max_length: Option<usize>,
     /// Whether to report `1 / (1 + exp(-score))`, computed in f64. A cosine is never normalised.
@@ -114,6 +116,7 @@ impl Default for ScoreOptions {
     fn default() -> Self {
         Self {
             max_length: None,
+            truncate: true,
             query_max_length: None,
             normalize: false,
             query_instruction: None,
@@ -132,6 +135,8 @@ impl Default for ScoreOptions {
 pub struct EmbedOptions {
     /// Tokens of a text, special ones included; without sentence-transformers files 512, or what the model can place.
     pub max_length: Option<usize>,
+    /// Whether texts that are too long are cut. Otherwise each of them is an error, alone.
+    pub truncate: bool,
     /// Whether vectors are scaled to length 1; without such files they are.
     pub normalize: Option<bool>,
     /// How token vectors become one; without such files the first token's is taken.
@@ -146,6 +151,7 @@ impl Default for EmbedOptions {
     fn default() -> Self {
         Self {
             max_length: None,
+            truncate: true,
             normalize: None,
             pooling: None,
             instruction: None,

@@ -30,11 +30,15 @@ mod minilm;
 mod memory;
 // The CUDA side of every family, on the emulator or a GPU.
 mod devices;
+// The queue in front of an engine.
+mod queue;
 // Where the time of calls goes.
 mod measure;
 // What NVIDIA's compilers make of the kernels.
 mod nvrtc;
 // The command line as a user runs it.
 mod cli;
+// The server as its clients see it.
+mod serve;
 // Ratchets on the source tree: sizes, dependencies, unsafe code, paths in documents.
 mod tidy;

@@ -33,6 +33,19 @@ pub struct Tokenizer {
     vocab_size: usize,
 }
 
+/// A token of a text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Token {
+    /// Its number in the vocabulary.
+    pub id: u32,
+    /// The piece of the text, or the spelling of a special token.
+    pub text: String,
+    /// Whether it was put around the text.
+    pub is_special: bool,
+    /// The bytes of the text that it stands for.
+    pub bytes: Option<std::ops::Range<usize>>,
+}
+
 /// How a tokenizer splits words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TokenizerKind {
@@ -88,6 +101,41 @@ impl Tokenizer {
         let encoding = self.inner.encode_fast(text, false);
         let encoding = encoding.map_err(|source| Error::Encode { path: self.path.clone(), source })?;
         Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The tokens of `text` with where they come from; with the special ones around them if `special` says so.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Encode`], as [`Tokenizer::encode`].
+    pub fn tokens(&self, text: &str, special: bool) -> Result<Vec<Token>, Error> {
+        let encoding = self.inner.encode(text, special);
+        let encoding = encoding.map_err(|source| Error::Encode { path: self.path.clone(), source })?;
+        let tokens = encoding.get_ids().iter().zip(encoding.get_tokens());
+        let places = encoding.get_offsets().iter().zip(encoding.get_special_tokens_mask());
+        let token =
+            |((id, spelling), (place, special)): ((&u32, &String), (&(usize, usize), &u32))| match special {
+                0 => Token {
+                    id: *id,
+                    // A token may be part of a character.
+                    text: String::from_utf8_lossy(text.as_bytes().get(place.0..place.1).unwrap_or_default())
+                        .into_owned(),
+                    is_special: false,
+                    bytes: Some(place.0..place.1),
+                },
+                _ => Token { id: *id, text: spelling.clone(), is_special: true, bytes: None },
+            };
+        Ok(tokens.zip(places).map(token).collect())
+    }
+
+    /// The text that ids stand for.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Decode`], for ids that the tokenizer's decoder cannot join.
+    pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String, Error> {
+        let text = self.inner.decode(ids, skip_special);
+        text.map_err(|source| Error::Decode { path: self.path.clone(), source })
     }
 
     /// The special ids before and after a single text: `<s>` and `</s>` for XLM-RoBERTa, `[CLS]` and `[SEP]` for

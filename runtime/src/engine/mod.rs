@@ -2,6 +2,7 @@
 
 mod decoder;
 mod embed;
+mod encoded;
 mod encoder;
 mod measure;
 mod replica;
@@ -19,6 +20,7 @@ use outcrop_models::{CpuStream, ElementType, Stream};
 use rayon::prelude::*;
 
 use self::decoder::DecoderModel;
+pub(crate) use self::encoded::{Encoded, Mode, Terms};
 use self::encoder::EncoderModel;
 pub use self::measure::Timings;
 use self::replica::Replica;
@@ -58,6 +60,16 @@ pub struct Engine {
 enum Model {
     Encoder(EncoderModel),
     Decoder(DecoderModel),
+}
+
+/// What came of one sequence.
+pub(crate) struct Output {
+    /// A score for every cutoff, one for a model without cutoffs, or a vector.
+    pub(crate) values: Vec<f32>,
+    pub(crate) tokens: usize,
+    pub(crate) truncated: bool,
+    /// Tokens left behind the last layer run.
+    pub(crate) tokens_after: usize,
 }
 
 /// The score of one pair.
@@ -183,6 +195,24 @@ impl Engine {
     /// The model's configuration.
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// The model's tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// Elements of a state, and of a vector.
+    pub fn hidden_size(&self) -> usize {
+        match &self.config {
+            Config::Encoder(config) => config.hidden_size,
+            Config::Decoder(config) => config.hidden_size,
+        }
+    }
+
+    /// Whether passages can be compressed.
+    pub fn can_compress(&self) -> bool {
+        matches!(&self.config, Config::Decoder(config) if matches!(config.family, DecoderFamily::Gemma2(_)))
     }
 
     /// Whether the model has a scoring head. Without one it embeds, and ranks by cosine.

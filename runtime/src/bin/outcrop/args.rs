@@ -4,12 +4,13 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::builder::PossibleValuesParser;
-use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use clap::{Args as ClapArgs, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use outcrop::{Device, doctor};
 
 pub(crate) use crate::bench::args::{BenchArgs, Benchmark, Compared, KernelsArgs, ModelBenchArgs};
 use crate::dtype::Dtype;
+pub(crate) use crate::serve::args::ServeArgs;
 use crate::synth::{Family, Size, Task};
 
 /// Score (query, passage) pairs with reranker models.
@@ -38,12 +39,32 @@ pub(crate) struct Args {
     pub(crate) quiet: bool,
 }
 
+/// The arguments of this process. Those of `serve` may also be given by the environment.
+pub(crate) fn parse() -> Args {
+    let matches = command().get_matches();
+    Args::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+}
+
+/// The command line, every flag of `serve` with its environment variable: `--max-batch-tokens` is `OUTCROP_MAX_BATCH_TOKENS`.
+pub(crate) fn command() -> clap::Command {
+    Args::command().mut_subcommand("serve", |serve| {
+        serve.mut_args(|arg| match arg.get_long() {
+            Some(long) if arg.get_env().is_none() => {
+                let name = format!("OUTCROP_{}", long.replace('-', "_").to_uppercase());
+                arg.env(name)
+            }
+            _ => arg,
+        })
+    })
+}
+
 /// A command.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Rerank(RerankArgs),
     Score(ScoreArgs),
     Embed(EmbedArgs),
+    Serve(ServeArgs),
     Inspect(InspectArgs),
     Convert(ConvertArgs),
     Synth(SynthArgs),

@@ -72,6 +72,7 @@ pub(crate) fn run(args: &EmbedArgs, quiet: bool) -> Result<Status, Error> {
 fn options(args: &EmbedArgs) -> EmbedOptions {
     EmbedOptions {
         max_length: args.max_length,
+        truncate: true,
         normalize: match (args.normalize, args.no_normalize) {
             (true, _) => Some(true),
             (_, true) => Some(false),

@@ -95,6 +95,23 @@ pub(crate) enum Error {
     /// No kernel file that the variant could stand for.
     #[error("no built-in kernel file is called {name}; name the one that it stands for by --variant-of: {}", files.join(", "))]
     NoBuiltIn { name: String, files: Vec<&'static str> },
+    /// Names for other models than there are.
+    #[error(
+        "{names} names for {models} models: give --served-model-name once for each --model, in the same order"
+    )]
+    ServedNames { models: usize, names: usize },
+    /// Two models that requests could not tell apart.
+    #[error("two models are called {name}: tell them apart by --served-model-name")]
+    SameServedName { name: String },
+    /// A server that cannot listen.
+    #[error("cannot listen on {address}")]
+    Listen { address: String, source: io::Error },
+    /// The threads of the server, its signals or its metrics could not be set up.
+    #[error("the server cannot be started: {what}")]
+    Server { what: &'static str, source: Box<dyn std::error::Error + Send + Sync> },
+    /// A header or level that cannot be read.
+    #[error("{flag} {value:?}: {reason}")]
+    Flag { flag: &'static str, value: String, reason: String },
     /// None of the rows runs what the variant stands for.
     #[error("none of these rows launches {of} on this device")]
     VariantNotLaunched { of: &'static str },

@@ -21,13 +21,12 @@ mod record;
 mod report;
 mod rerank;
 mod score;
+mod serve;
 mod synth;
 #[cfg(test)]
 mod tests;
 
 use std::process::ExitCode;
-
-use clap::Parser;
 
 use args::{Args, BenchArgs, Benchmark, Command};
 use bench::model as bench_model;
@@ -50,11 +49,12 @@ impl Status {
 }
 
 fn main() -> ExitCode {
-    let Args { command, quiet } = Args::parse();
+    let Args { command, quiet } = args::parse();
     let result = match command {
         Command::Rerank(args) => rerank::run(&args, quiet),
         Command::Score(args) => score::run(&args, quiet),
         Command::Embed(args) => embed::run(&args, quiet),
+        Command::Serve(args) => serve::run(args, quiet),
         Command::Inspect(args) => inspect::run(&args, quiet),
         Command::Convert(args) => convert::run(&args, quiet),
         Command::Synth(args) => synth::run(&args, quiet),

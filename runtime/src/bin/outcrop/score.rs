@@ -90,6 +90,7 @@ pub(crate) fn options(engine: &Engine, pair: &PairArgs, layers: &LayersArgs) -> 
     };
     Ok(ScoreOptions {
         max_length: pair.max_length,
+        truncate: true,
         query_max_length: pair.query_max_length,
         normalize: pair.normalize,
         query_instruction: pair.query_instruction.clone(),
