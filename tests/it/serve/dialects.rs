@@ -358,3 +358,63 @@ fn truncation_is_the_callers_choice() {
     assert_eq!((answer.status, answer.json()["error_type"].as_str()), (422, Some("Tokenizer")), "{answer:?}");
     assert_eq!(ok(&ask(&strict, json!(true))).as_array().unwrap().len(), 2);
 }
+
+/// The description says what is there: every path, and no field that would not be understood.
+#[test]
+fn the_description_is_true() {
+    let server = serve(&["xlmr_base"], &[]);
+    let document = ok(&server.get("/openapi.json"));
+    let nowhere = server.get("/nowhere").json();
+    let mut told: Vec<&str> =
+        nowhere["error"].as_str().unwrap().rsplit(" go to ").next().unwrap().split(", ").collect();
+    told.sort_unstable();
+    let paths = document["paths"].as_object().unwrap();
+    for (path, methods) in paths {
+        if methods.get("get").is_some() {
+            assert_eq!(server.get(path).status, 200, "{path}");
+            continue;
+        }
+        let content = &methods["post"]["requestBody"]["content"]["application/json"];
+        let mut body = content["example"].clone();
+        let embeds = path.contains("embed");
+        let answer = server.post(path, &body);
+        assert_eq!(answer.status, if embeds { 424 } else { 200 }, "{path} {answer:?}");
+        for (name, value) in examples(&content["schema"], &document) {
+            let is_there = body.get(&name).is_some() || name == "raw_scores";
+            if !is_there {
+                body[name] = value;
+            }
+        }
+        let answer = server.post(path, &body);
+        assert_eq!(answer.status, if embeds { 424 } else { 200 }, "{path} {body} {answer:?}");
+        assert_eq!(answer.header("x-outcrop-ignored-fields"), None, "{path}");
+    }
+    let mut posts: Vec<&str> = paths
+        .iter()
+        .filter(|(_, methods)| methods.get("post").is_some())
+        .map(|(path, _)| path.as_str())
+        .collect();
+    posts.sort_unstable();
+    assert_eq!(posts, told);
+    for page in ["/", "/docs"] {
+        let answer = server.get(page);
+        assert!(
+            answer.body.starts_with("<!doctype html>") && answer.header("content-security-policy").is_some()
+        );
+        assert!(
+            !answer.body.contains("http://") && !answer.body.contains("https://"),
+            "{page} loads something"
+        );
+    }
+}
+
+/// The examples of a schema's fields.
+fn examples(schema: &Value, document: &Value) -> Vec<(String, Value)> {
+    if let Some(name) = schema["$ref"].as_str() {
+        return examples(document.pointer(&name[1..]).unwrap(), document);
+    }
+    let own = schema["properties"].as_object().into_iter().flatten();
+    let own = own.filter_map(|(name, what)| Some((name.clone(), what.get("example")?.clone())));
+    let parts = schema["allOf"].as_array().into_iter().flatten().flat_map(|part| examples(part, document));
+    own.chain(parts).collect()
+}

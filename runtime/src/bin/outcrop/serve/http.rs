@@ -21,18 +21,21 @@ use super::args::ServeArgs;
 use super::dialects::{Call, Endpoint, plain_error};
 use super::fields::Fields;
 use super::problem::{Kind, Problem};
-use super::{Server, metrics};
+use super::{Server, metrics, page};
 use crate::error::Error;
 
 const REQUEST_ID: &str = "x-request-id";
 /// The longest id that is taken over from a caller.
 const MAX_ID_BYTES: usize = 128;
 
-/// Paths that need no key: they say nothing but whether the server lives.
-const OPEN_PATHS: [&str; 4] = ["/health", "/ping", "/live", "/ready"];
+/// Paths that need no key: they say whether the server lives, and what every such program says.
+const OPEN_PATHS: [&str; 7] = ["/health", "/ping", "/live", "/ready", "/", "/docs", "/openapi.json"];
 
 pub(crate) fn router(server: Arc<Server>, cors: Option<CorsLayer>) -> Router {
     let mut router = Router::new()
+        .route("/", get(page::index))
+        .route("/docs", get(page::docs))
+        .route("/openapi.json", get(page::openapi))
         .route("/health", get(health))
         .route("/ping", get(health))
         .route("/live", get(health))

@@ -12,6 +12,7 @@ mod keys;
 mod listen;
 mod metrics;
 mod models;
+mod page;
 mod problem;
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
