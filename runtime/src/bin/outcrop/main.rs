@@ -4,6 +4,7 @@
 //! done; 1, some inputs failed and the others were done; 2, a wrong call, or a model or file that cannot be used. `doctor` answers 1
 //! if no GPU can be used, and `bench` if a row is slower than its baseline by more than was allowed.
 
+mod api;
 mod args;
 mod bench;
 mod convert;
