@@ -30,6 +30,8 @@ mod minilm;
 mod memory;
 // The CUDA side of every family, on the emulator or a GPU.
 mod devices;
+// RMSNorms folded into weights: a switch.
+mod folded_norms;
 // Where the time of calls goes.
 mod measure;
 // What NVIDIA's compilers make of the kernels.
