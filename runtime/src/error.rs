@@ -46,6 +46,12 @@ pub enum Error {
         /// The model's architecture.
         architecture: &'static str,
     },
+    /// Norms were to be folded where that does not work out.
+    #[error("fold_norms: {reason}")]
+    CannotFoldNorms {
+        /// Why not, and what to do.
+        reason: &'static str,
+    },
     /// An empty list of cutoffs.
     #[error("no cutoff layers; give at least one of {allowed}")]
     NoCutoffs {

@@ -24,6 +24,10 @@ pub struct EngineOptions {
     /// Whether a GPU may begin a kernel before the one ahead of it has ended, to hide the time between the two: programmatic dependent
     /// launch, of GPUs of compute capability 9.0 and newer. Off until it has been measured. Results do not depend on it.
     pub programmatic_launch: bool,
+    /// Whether the RMSNorms of v2-gemma and MiniCPM are folded into the matrices behind them (their weights into the matrices' columns, the
+    /// division into the products' ends), for weights stored in f32, on a GPU. Off until it has been measured. It is another rounding:
+    /// scores move as little as they do by the rounding of a norm's result.
+    pub fold_norms: bool,
     /// The type in which matrices are held, and on a GPU multiplied.
     pub dtype: Dtype,
     /// LoRA adapters, merged in this order while a decoder is read.
@@ -46,6 +50,7 @@ impl Default for EngineOptions {
             device: Device::Auto,
             graphs: true,
             programmatic_launch: false,
+            fold_norms: false,
             dtype: Dtype::Auto,
             adapters: Vec::new(),
             heads: None,

@@ -32,6 +32,8 @@ mod memory;
 mod devices;
 // The queue in front of an engine.
 mod queue;
+// RMSNorms folded into weights: a switch.
+mod folded_norms;
 // Where the time of calls goes.
 mod measure;
 // What NVIDIA's compilers make of the kernels.

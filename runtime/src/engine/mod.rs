@@ -343,8 +343,28 @@ fn open_streams(
         (Dtype::F32, Device::Auto) => device::streams(&Device::Cpu, ElementType::F32, host)?,
         _ => device::streams(&options.device, operand_type(config, checkpoint, options.dtype), host)?,
     };
+    if options.fold_norms
+        && let Some(reason) = streams.iter().find_map(|stream| objection_to_folding(config, stream))
+    {
+        return Err(Error::CannotFoldNorms { reason });
+    }
     streams.iter().for_each(|stream| stream.set_programmatic_launch(options.programmatic_launch));
     Ok((streams, choice))
+}
+
+/// Why the norms of a model that has such norms cannot be folded where it runs.
+fn objection_to_folding(config: &Config, stream: &Stream) -> Option<&'static str> {
+    let is_gemma =
+        matches!(config, Config::Decoder(config) if matches!(config.family, DecoderFamily::Gemma(_)));
+    match stream {
+        Stream::Cpu(_) => Some(
+            "the CPU computes in f32 and would save nothing; run on a GPU (--device cuda), or leave it out",
+        ),
+        Stream::Cuda(_) if is_gemma && stream.operand_type() == ElementType::F16 => Some(
+            "Gemma's residual stream exceeds the range of f16, in which products would read it; take bf16 (--dtype bf16), or leave it out",
+        ),
+        Stream::Cuda(_) => None,
+    }
 }
 
 /// A replica of the model on every stream.
@@ -390,6 +410,7 @@ fn open_model(
                     heads: options.heads.unwrap_or_default(),
                     attention_softcap: options.attention_softcap,
                     gelu: options.gelu,
+                    fold_norms: options.fold_norms,
                 };
                 let decoder = Decoder::open(Arc::clone(checkpoint), decoder_config, yes, decoder_options)?;
                 Ok(Replica::new(stream, decoder))
@@ -419,12 +440,14 @@ fn operand_type(config: &Config, checkpoint: &Checkpoint, dtype: Dtype) -> Eleme
 
 /// Refuses what the model has no use for.
 fn check_options(config: &Config, options: &EngineOptions) -> Result<(), Error> {
-    let (has_gelu, has_softcap, has_cutoffs, is_decoder) = match config {
-        Config::Encoder(_) => (false, false, false, false),
+    let (has_gelu, has_softcap, has_cutoffs, is_decoder, folds) = match config {
+        Config::Encoder(_) => (false, false, false, false, false),
         Config::Decoder(config) => match &config.family {
-            DecoderFamily::Gemma(_) => (true, false, false, true),
-            DecoderFamily::MiniCpm(_) => (false, false, true, true),
-            DecoderFamily::Gemma2(gemma2) => (true, gemma2.attn_logit_softcapping.is_some(), true, true),
+            DecoderFamily::Gemma(_) => (true, false, false, true, true),
+            DecoderFamily::MiniCpm(_) => (false, false, true, true, true),
+            DecoderFamily::Gemma2(gemma2) => {
+                (true, gemma2.attn_logit_softcapping.is_some(), true, true, false)
+            }
         },
     };
     let refused = [
@@ -433,6 +456,8 @@ fn check_options(config: &Config, options: &EngineOptions) -> Result<(), Error> 
         ("heads", options.heads.is_some() && !has_cutoffs),
         ("prefix_sharing", !options.prefix_sharing && !is_decoder),
         ("adapters", !options.adapters.is_empty() && !is_decoder),
+        // Gemma 2 has norms behind its blocks too, which cannot be folded.
+        ("fold_norms", options.fold_norms && !folds),
     ];
     match refused.into_iter().find(|(_, is_refused)| *is_refused) {
         Some((option, _)) => Err(Error::NoSuchOption { option, architecture: config.architecture().name() }),

@@ -101,6 +101,10 @@ pub(crate) struct EngineArgs {
     /// doctor` says so. Scores do not change.
     #[arg(long)]
     pub(crate) programmatic_launch: bool,
+    /// Fold the RMSNorms of v2-gemma and MiniCPM into their matrices, on a GPU, for weights stored in f32. Scores move by no more than the
+    /// rounding of 16 bits moves them.
+    #[arg(long)]
+    pub(crate) fold_norms: bool,
     /// Number of threads; all cores if not given.
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<NonZeroUsize>,

@@ -46,6 +46,7 @@ pub(crate) fn open_dir(
         device: engine.device.clone(),
         graphs: !engine.no_graphs,
         programmatic_launch: engine.programmatic_launch,
+        fold_norms: engine.fold_norms,
         threads: engine.threads.map(Into::into),
         batch_tokens: engine.batch_tokens.map(Into::into),
         dtype: Dtype::from(engine.dtype),
