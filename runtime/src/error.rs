@@ -129,6 +129,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether a GPU has stopped: what needs it fails until the process is started again.
+    pub fn is_lost(&self) -> bool {
+        matches!(self, Self::Model(outcrop_models::Error::Kernel(error)) if error.is_lost())
+    }
+
     /// The option to blame, if it is one: of [`ScoreOptions`](crate::ScoreOptions) or its parts.
     pub fn option(&self) -> Option<&'static str> {
         match self {

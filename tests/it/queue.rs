@@ -19,7 +19,7 @@ fn open(model: &str) -> Arc<Engine> {
 
 fn pairs(model: &str) -> Vec<(String, String)> {
     let cases = pair_cases(&path(model));
-    cases.into_iter().find(|case| case.name == "default").unwrap().pairs
+    cases.into_iter().next().unwrap().pairs
 }
 
 /// A queue whose only run thread stops behind every run until it is let go on.
@@ -204,10 +204,10 @@ fn nobody_is_overtaken_beyond_the_bound() {
     let gated =
         Gated::new(open("xlmr_base"), QueueOptions { fairness: Duration::ZERO, ..Default::default() });
     gated.hold(&pairs[0]);
-    let large: Vec<_> = std::iter::repeat_n(&pairs, 3).flatten().cloned().collect();
-    let large = gated.queue.score(large, ScoreOptions::default(), None).unwrap();
+    // All of one length: what does not fit a batch of the large one's does not fit for the small one's either.
+    let large = gated.queue.score(vec![pairs[0].clone(); 60], ScoreOptions::default(), None).unwrap();
     let small = gated.queue.score(pairs[..1].to_vec(), ScoreOptions::default(), None).unwrap();
-    gated.await_tokens(tokens(gated.queue.engine(), &pairs) * 3 + tokens(gated.queue.engine(), &pairs[..1]));
+    gated.await_tokens(tokens(gated.queue.engine(), &pairs[..1]) * 61);
     let (mut large, mut small) = (pin!(large), pin!(small));
     let context = &mut Context::from_waker(Waker::noop());
     while small.as_mut().poll(context).is_pending() {
@@ -277,6 +277,17 @@ fn a_closed_queue_answers_what_it_has_taken() {
     drop(go_on);
     drop(queue);
     assert_eq!(taken.wait().unwrap().results.len(), pairs.len());
+}
+
+/// All that is left when it closes may be late.
+#[test]
+fn a_closed_queue_ends_without_its_late_work() {
+    let pairs = pairs("xlmr_base");
+    let gated = Gated::new(open("xlmr_base"), QueueOptions::default());
+    gated.hold(&pairs[0]);
+    let late = gated.queue.score(pairs.clone(), ScoreOptions::default(), Some(Instant::now())).unwrap();
+    drop(gated);
+    assert!(matches!(late.wait(), Err(Failure::Late)));
 }
 
 #[test]

@@ -111,21 +111,19 @@ impl Tokenizer {
     pub fn tokens(&self, text: &str, special: bool) -> Result<Vec<Token>, Error> {
         let encoding = self.inner.encode(text, special);
         let encoding = encoding.map_err(|source| Error::Encode { path: self.path.clone(), source })?;
-        let tokens = encoding.get_ids().iter().zip(encoding.get_tokens());
-        let places = encoding.get_offsets().iter().zip(encoding.get_special_tokens_mask());
-        let token =
-            |((id, spelling), (place, special)): ((&u32, &String), (&(usize, usize), &u32))| match special {
-                0 => Token {
-                    id: *id,
-                    // A token may be part of a character.
-                    text: String::from_utf8_lossy(text.as_bytes().get(place.0..place.1).unwrap_or_default())
-                        .into_owned(),
-                    is_special: false,
-                    bytes: Some(place.0..place.1),
-                },
-                _ => Token { id: *id, text: spelling.clone(), is_special: true, bytes: None },
-            };
-        Ok(tokens.zip(places).map(token).collect())
+        let token = |i: usize| {
+            let id = encoding.get_ids()[i];
+            if encoding.get_special_tokens_mask()[i] != 0 {
+                let text = encoding.get_tokens()[i].clone();
+                return Token { id, text, is_special: true, bytes: None };
+            }
+            let (start, end) = encoding.get_offsets()[i];
+            // A token may be part of a character.
+            let text =
+                String::from_utf8_lossy(text.as_bytes().get(start..end).unwrap_or_default()).into_owned();
+            Token { id, text, is_special: false, bytes: Some(start..end) }
+        };
+        Ok((0..encoding.len()).map(token).collect())
     }
 
     /// The text that ids stand for.

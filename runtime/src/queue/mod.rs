@@ -15,7 +15,8 @@
 //! ```
 //!
 //! **Order.** A request is due at its arrival plus the time that its own work takes, but at most [`QueueOptions::fairness`] later. Texts are
-//! tokenised and sequences run in the order of dues: small requests overtake large ones, and none is overtaken for ever.
+//! tokenised and sequences run in the order of dues: small requests overtake large ones, and none is overtaken for ever. What is
+//! left of a batch's room goes to whoever fits in.
 //!
 //! **Batches.** A run takes sequences from as many requests as its token budget holds. Requests with the same compression share a run to the
 //! deepest of their cutoffs where that is quicker than runs of their own. A score does not depend on any of it, to the bit.
@@ -33,9 +34,9 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 pub use self::ticket::{Answer, Ticket, Times};
-use self::ticket::{Request, Work};
+use self::ticket::{Finish, Request, Work};
 use self::waiting::{Batch, Entry, Member, Waiter, Waiting};
-use crate::engine::Terms;
+use crate::engine::{Encoded, Output, Terms};
 use crate::{EmbedOptions, Embedding, Engine, Error, Score, ScoreOptions};
 
 /// Bounds and habits of a queue.
@@ -52,7 +53,7 @@ pub struct QueueOptions {
     /// By how much a request can at most be overtaken: those that come later than this after it are behind it, however small.
     pub fairness: Duration,
     /// Called after every run, on the thread that ran it.
-    pub on_run: Option<Arc<dyn Fn(&Run) + Send + Sync>>,
+    pub on_run: Option<OnRun>,
 }
 
 impl Default for QueueOptions {
@@ -67,6 +68,9 @@ impl Default for QueueOptions {
         }
     }
 }
+
+/// What is told of every run.
+pub type OnRun = Arc<dyn Fn(&Run) + Send + Sync>;
 
 /// A run, after it.
 #[derive(Clone, Copy, Debug)]
@@ -370,12 +374,9 @@ impl Queue {
     /// Takes no more requests; those that wait are answered.
     pub fn close(&self) {
         self.shared.state().is_open = false;
-        self.shared.texts.notify_all();
-        self.shared.sequences.notify_all();
+        self.shared.wake_all();
     }
 }
-
-type Finish<T> = fn(&Engine, &Request, Vec<Result<crate::engine::Output, Error>>) -> Vec<Result<T, Error>>;
 
 impl Drop for Queue {
     fn drop(&mut self) {
@@ -405,9 +406,14 @@ impl Shared {
         // What is dropped may be large.
         drop(gone);
         if is_over {
-            self.texts.notify_all();
-            self.sequences.notify_all();
+            self.wake_all();
         }
+    }
+
+    /// Something has changed that all threads should know.
+    fn wake_all(&self) {
+        self.texts.notify_all();
+        self.sequences.notify_all();
     }
 
     fn fail(&self, request: &Request, failure: &Failure) {
@@ -415,13 +421,7 @@ impl Shared {
         self.forget(request.id);
     }
 
-    fn deliver(
-        &self,
-        request: &Request,
-        index: usize,
-        output: Result<crate::engine::Output, Error>,
-        times: Times,
-    ) {
+    fn deliver(&self, request: &Request, index: usize, output: Result<Output, Error>, times: Times) {
         if request.deliver(index, output, times) {
             self.forget(request.id);
         }
@@ -434,7 +434,7 @@ impl Shared {
             state.drop_late();
             let Some((request, id, texts)) = state.waiting.take_texts() else {
                 if state.is_over() {
-                    return;
+                    return self.wake_all();
                 }
                 state = self.texts.wait(state).unwrap_or_else(PoisonError::into_inner);
                 continue;
@@ -477,60 +477,66 @@ impl Shared {
             let batch = if may_run { state.waiting.take_batch(batch_tokens, few_tokens) } else { None };
             let Some(batch) = batch else {
                 if state.is_over() {
-                    return;
+                    return self.wake_all();
                 }
                 state = self.sequences.wait(state).unwrap_or_else(PoisonError::into_inner);
                 continue;
             };
             let start = Instant::now();
-            if state.running[replica] == 0 {
-                state.busy[replica].0 = start;
-            }
-            state.running[replica] += 1;
+            state.begins_to_run(replica, start);
             drop(state);
-            let depth = self.engine.depth(&batch.cutoffs);
-            let tokens = batch.tokens;
-            self.run_batch(replica, batch, start);
-            state = self.state();
-            state.running[replica] -= 1;
-            if state.running[replica] == 0 {
-                let (since, before) = state.busy[replica];
-                state.busy[replica].1 = before + since.elapsed();
-            }
-            state.rate.note(tokens * depth, start.elapsed());
+            let Batch { mode, cutoffs, members, tokens } = batch;
+            let (encoded, owners): (Vec<_>, Vec<_>) =
+                members.into_iter().map(|member| member.parted(start)).unzip();
+            let result = guarded(|| self.engine.run_encoded(replica, &mode, &cutoffs, &encoded));
+            let elapsed = start.elapsed();
+            self.state().has_run(replica, tokens * self.engine.depth(&cutoffs), elapsed);
             self.sequences.notify_all();
+            match result {
+                Ok(outputs) => {
+                    for ((request, index, times), output) in owners.into_iter().zip(outputs) {
+                        let output = output.map(|output| output.at(&cutoffs, &request.terms.cutoffs));
+                        self.deliver(&request, index, output, Times { run: elapsed, ..times });
+                    }
+                }
+                Err(failure) => owners.iter().for_each(|(request, ..)| self.fail(request, &failure)),
+            }
+            if let Some(on_run) = &self.options.on_run {
+                let saved = self.engine.saved(&mode, &cutoffs, &encoded);
+                on_run(&Run { sequences: encoded.len(), tokens, saved, elapsed });
+            }
+            state = self.state();
         }
     }
+}
 
-    fn run_batch(&self, replica: usize, batch: Batch<Arc<Request>>, start: Instant) {
-        let Batch { mode, cutoffs, members, tokens } = batch;
-        let mut encoded = Vec::with_capacity(members.len());
-        let mut owners = Vec::with_capacity(members.len());
-        for Member { request, waiter: Waiter { index, encoded: sequence, since, tokenize } } in members {
-            encoded.push(sequence);
-            owners.push((request, index, Times { tokenize, queue: start - since, ..Times::default() }));
-        }
-        let result = guarded(|| self.engine.run_encoded(replica, &mode, &cutoffs, &encoded));
-        let run = start.elapsed();
-        match result {
-            Ok(outputs) => {
-                for ((request, index, times), output) in owners.into_iter().zip(outputs) {
-                    let output = output.map(|output| output.at(&cutoffs, &request.terms.cutoffs));
-                    self.deliver(&request, index, output, Times { run, ..times });
-                }
-            }
-            Err(failure) => owners.iter().for_each(|(request, ..)| self.fail(request, &failure)),
-        }
-        if let Some(on_run) = &self.options.on_run {
-            let saved = self.engine.saved(&mode, &cutoffs, &encoded);
-            on_run(&Run { sequences: encoded.len(), tokens, saved, elapsed: run });
-        }
+impl Member<Arc<Request>> {
+    /// The sequence, and apart from it whose it is: the request, the number of its text, and its times until it was run.
+    fn parted(self, start: Instant) -> (Encoded, (Arc<Request>, usize, Times)) {
+        let Waiter { index, encoded, since, tokenize } = self.waiter;
+        (encoded, (self.request, index, Times { tokenize, queue: start - since, ..Times::default() }))
     }
 }
 
 impl State {
     fn is_over(&self) -> bool {
         !self.is_open && self.waiting.len() == 0
+    }
+
+    fn begins_to_run(&mut self, replica: usize, now: Instant) {
+        if self.running[replica] == 0 {
+            self.busy[replica].0 = now;
+        }
+        self.running[replica] += 1;
+    }
+
+    fn has_run(&mut self, replica: usize, layer_tokens: usize, elapsed: Duration) {
+        self.running[replica] -= 1;
+        if self.running[replica] == 0 {
+            let (since, before) = self.busy[replica];
+            self.busy[replica].1 = before + since.elapsed();
+        }
+        self.rate.note(layer_tokens, elapsed);
     }
 
     fn drop_late(&mut self) {

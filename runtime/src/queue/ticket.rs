@@ -16,8 +16,11 @@ use crate::{EmbedOptions, Embedding, Engine, Error, Score, ScoreOptions};
 pub struct Ticket<T> {
     pub(super) shared: Arc<Shared>,
     pub(super) request: Arc<Request>,
-    pub(super) finish: fn(&Engine, &Request, Vec<Result<Output, Error>>) -> Vec<Result<T, Error>>,
+    pub(super) finish: Finish<T>,
 }
+
+/// Makes of the outputs of a request what its caller is given.
+pub(super) type Finish<T> = fn(&Engine, &Request, Vec<Result<Output, Error>>) -> Vec<Result<T, Error>>;
 
 /// What has come of a request.
 #[derive(Debug)]

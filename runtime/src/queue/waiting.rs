@@ -232,6 +232,8 @@ mod tests {
     use super::*;
     use crate::Compression;
 
+    type Members = Vec<(&'static str, usize)>;
+
     struct Fixture {
         waiting: Waiting<&'static str>,
         start: Instant,
@@ -262,7 +264,8 @@ mod tests {
             id
         }
 
-        fn batch(&mut self, batch_tokens: usize) -> Option<(Vec<(&'static str, usize)>, Vec<usize>)> {
+        /// The members of the next batch, and its cutoffs.
+        fn batch(&mut self, batch_tokens: usize) -> Option<(Members, Vec<usize>)> {
             let batch = self.waiting.take_batch(batch_tokens, 16)?;
             let tokens: usize = batch.members.iter().map(|m| m.waiter.encoded.tokens()).sum();
             assert_eq!(tokens, batch.tokens);

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
-use outcrop::queue::{Answer, Ticket, Times};
+use outcrop::queue::{Answer, Failure, Ticket, Times};
 use outcrop::{Compression, EmbedOptions, Embedding, Score, ScoreOptions};
 
 use super::Server;
@@ -145,7 +145,7 @@ pub(crate) async fn rerank(
     let warnings = warnings(model, &options)?;
     let deadline = extras.deadline(server, started);
     let ticket = model.queue.rerank(query, passages, options, deadline)?;
-    scored(ticket, deadline, warnings).await
+    scored(server, ticket, deadline, warnings).await
 }
 
 /// Scores pairs.
@@ -162,7 +162,7 @@ pub(crate) async fn score(
     let warnings = warnings(model, &options)?;
     let deadline = extras.deadline(server, started);
     let ticket = model.queue.score(pairs, options, deadline)?;
-    scored(ticket, deadline, warnings).await
+    scored(server, ticket, deadline, warnings).await
 }
 
 /// Embeds texts. One that fails fails the request: clients take vectors by their place.
@@ -177,7 +177,8 @@ pub(crate) async fn embed(
     metrics::arrived(Task::Embed, texts.len());
     let options = extras.embed_options(server)?;
     let deadline = extras.deadline(server, started);
-    let Answer { results, times } = within(model.queue.embed(texts, options, deadline)?, deadline).await?;
+    let Answer { results, times } =
+        within(server, model.queue.embed(texts, options, deadline)?, deadline).await?;
     let embeddings = all(results)?;
     let tokens = embeddings.iter().map(|embedding| embedding.tokens);
     let truncated = embeddings.iter().filter(|embedding| embedding.truncated).count();
@@ -219,11 +220,12 @@ fn warnings(model: &Model, options: &ScoreOptions) -> Result<Vec<String>, Proble
 }
 
 async fn scored(
+    server: &Server,
     ticket: Ticket<Score>,
     deadline: Option<Instant>,
     mut warnings: Vec<String>,
 ) -> Result<Scored, Problem> {
-    let Answer { results: scores, times } = within(ticket, deadline).await?;
+    let Answer { results: scores, times } = within(server, ticket, deadline).await?;
     let lengths = || scores.iter().flatten().map(|score| score.tokens);
     let truncated = scores.iter().flatten().filter(|score| score.truncated).count();
     metrics::answered(Task::Predict, scores.len(), &times, lengths(), truncated);
@@ -237,12 +239,23 @@ async fn scored(
 }
 
 /// Waits for an answer until the deadline; the ticket is dropped then, and its work with it.
-async fn within<T>(ticket: Ticket<T>, deadline: Option<Instant>) -> Result<Answer<T>, Problem> {
-    let Some(deadline) = deadline else { return Ok(ticket.await?) };
-    match tokio::time::timeout_at(deadline.into(), ticket).await {
-        Ok(answer) => Ok(answer?),
-        Err(_) => Err(outcrop::queue::Failure::Late.into()),
+async fn within<T>(
+    server: &Server,
+    ticket: Ticket<T>,
+    deadline: Option<Instant>,
+) -> Result<Answer<T>, Problem> {
+    let answer = match deadline {
+        None => ticket.await,
+        Some(deadline) => {
+            tokio::time::timeout_at(deadline.into(), ticket).await.unwrap_or(Err(Failure::Late))
+        }
+    };
+    if let Err(Failure::Engine(error)) = &answer
+        && error.is_lost()
+    {
+        server.lost();
     }
+    Ok(answer?)
 }
 
 /// TEI's headers about a request's time, in milliseconds, and its size.

@@ -182,9 +182,12 @@ async fn read_body(args: &ServeArgs, request: Request) -> Result<Bytes, Problem>
     }
 }
 
-/// The process lives; nothing else is asked.
-async fn health() -> StatusCode {
-    StatusCode::OK
+/// The process lives and is of use; no device is asked.
+async fn health(State(server): State<Arc<Server>>) -> Response {
+    match server.check_health() {
+        Ok(()) => StatusCode::OK.into_response(),
+        Err(problem) => plain_error(&problem),
+    }
 }
 
 /// Whether requests would be answered now.

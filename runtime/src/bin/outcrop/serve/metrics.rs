@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
-use outcrop::queue::{QueueStatus, Run, Times};
+use outcrop::queue::{QueueStatus, Run, Saved, Times};
 
 use super::problem::Kind;
 
@@ -69,6 +69,23 @@ pub(crate) fn install() -> Result<PrometheusHandle, BuildError> {
     Ok(handle)
 }
 
+/// Counters of a model that is served, from nought: what has not happened yet shows too.
+pub(crate) fn declare(model: &str) {
+    for method in ["single", "batch"] {
+        counter!("te_request_count", "method" => method).increment(0);
+        counter!("te_request_success", "method" => method).increment(0);
+    }
+    for err in ["validation", "batch_size", "overloaded", "tokenization", "inference", "dropped"] {
+        counter!("te_request_failure", "err" => err).increment(0);
+    }
+    for name in
+        ["te_embed_count", "te_embed_success", "te_predict_count", "te_predict_success", "outcrop_truncated"]
+    {
+        counter!(name).increment(0);
+    }
+    count_run(model, 0, &Saved::default());
+}
+
 /// What kind of work a request is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Task {
@@ -123,17 +140,21 @@ pub(crate) fn failed(kind: Kind) {
 }
 
 /// A run has ended.
-pub(crate) fn run(model: &str, run: &Run) {
-    let model = || ("model", model.to_owned());
+pub(crate) fn run(name: &str, run: &Run) {
     histogram!("te_batch_next_size").record(run.sequences as f64);
     histogram!("te_batch_next_tokens").record(run.tokens as f64);
-    histogram!("outcrop_run_duration", &[model()]).record(run.elapsed.as_secs_f64());
-    counter!("outcrop_tokens", &[model()]).increment(run.tokens as u64);
-    counter!("outcrop_layer_tokens", &[model()]).increment(run.saved.plain);
+    histogram!("outcrop_run_duration", "model" => name.to_owned()).record(run.elapsed.as_secs_f64());
+    count_run(name, run.tokens, &run.saved);
+}
+
+fn count_run(model: &str, tokens: usize, saved: &Saved) {
+    let model = || ("model", model.to_owned());
+    counter!("outcrop_tokens", &[model()]).increment(tokens as u64);
+    counter!("outcrop_layer_tokens", &[model()]).increment(saved.plain);
     for (by, saved) in [
-        ("cutoff", run.saved.cutoff),
-        ("compression", run.saved.compression),
-        ("prefix_sharing", run.saved.prefix_sharing),
+        ("cutoff", saved.cutoff),
+        ("compression", saved.compression),
+        ("prefix_sharing", saved.prefix_sharing),
     ] {
         counter!("outcrop_layer_tokens_saved", &[model(), ("by", by.to_owned())]).increment(saved);
     }

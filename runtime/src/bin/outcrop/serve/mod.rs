@@ -21,6 +21,8 @@ use std::time::Duration;
 
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
 use self::args::{LogFormat, ServeArgs};
@@ -38,6 +40,8 @@ pub(crate) struct Server {
     models: OnceLock<Models>,
     /// Whether the server has been told to stop.
     is_draining: AtomicBool,
+    /// Whether a GPU has stopped, which only a new process can use again.
+    is_lost: AtomicBool,
     /// Requests that are being read or answered.
     in_flight: AtomicUsize,
     pub(crate) keys: Keys,
@@ -45,11 +49,26 @@ pub(crate) struct Server {
 }
 
 impl Server {
+    /// A GPU has stopped: from now on the process says that it wants to be started again.
+    pub(crate) fn lost(&self) {
+        self.is_lost.store(true, Ordering::Relaxed);
+    }
+
+    fn check_health(&self) -> Result<(), Problem> {
+        match self.is_lost.load(Ordering::Relaxed) {
+            true => {
+                Err(Problem::new(Kind::NotReady, "a GPU has stopped: the process has to be started again"))
+            }
+            false => Ok(()),
+        }
+    }
+
     /// The models, once they are ready.
     pub(crate) fn models(&self) -> Result<&Models, Problem> {
         if self.is_draining.load(Ordering::Relaxed) {
             return Err(Problem::new(Kind::NotReady, "the server is shutting down: ask another one"));
         }
+        self.check_health()?;
         self.models.get().ok_or_else(|| Problem {
             retry_after: Some(Duration::from_secs(1)),
             ..Problem::new(Kind::NotReady, "models are being loaded")
@@ -77,16 +96,17 @@ pub(crate) fn run(args: ServeArgs, quiet: bool) -> Result<Status, Error> {
         args,
         models: OnceLock::new(),
         is_draining: AtomicBool::new(false),
+        is_lost: AtomicBool::new(false),
         in_flight: AtomicUsize::new(0),
         keys,
         prometheus,
     });
-    runtime.block_on(async {
+    let status = runtime.block_on(async {
         // Listening comes first: whoever started the process learns at once that it lives.
         let listener = Listener::bind(&server.args).await?;
         info!(address = listener.address(), "listening");
         let router = http::router(Arc::clone(&server), cors);
-        let (stop, stopped) = tokio::sync::watch::channel(false);
+        let (stop, stopped) = watch::channel(false);
         let read_timeout = Duration::from_secs(server.args.read_timeout);
         let serving = tokio::spawn(listener.serve(router, stopped, read_timeout));
         let loading = Arc::clone(&server);
@@ -108,25 +128,22 @@ pub(crate) fn run(args: ServeArgs, quiet: bool) -> Result<Status, Error> {
                 _ = interrupt.recv() => break,
             }
         }
-        drain(&server, &stop).await;
-        serving.await.map_err(|error| server_error("connections")(error.into()))?;
+        drain(&server, &stop, serving).await;
         Ok(Status::Done)
-    })
+    });
+    // What is still being loaded is not waited for.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    status
 }
 
 /// Takes no more requests and answers those that were taken.
-async fn drain(server: &Server, stop: &tokio::sync::watch::Sender<bool>) {
+async fn drain(server: &Server, stop: &watch::Sender<bool>, serving: JoinHandle<()>) {
     let timeout = Duration::from_secs(server.args.drain_timeout);
     info!(requests = server.in_flight.load(Ordering::Relaxed), "stopping: what was taken is answered");
     server.is_draining.store(true, Ordering::Relaxed);
     // Nobody listens if connections have failed.
     let _ = stop.send(true);
-    let done = async {
-        while server.in_flight.load(Ordering::Relaxed) > 0 {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    if tokio::time::timeout(timeout, done).await.is_err() {
+    if tokio::time::timeout(timeout, serving).await.is_err() {
         let left = server.in_flight.load(Ordering::Relaxed);
         warn!(requests = left, "not answered within --drain-timeout {} s", timeout.as_secs());
     }

@@ -48,6 +48,7 @@ impl Models {
                 queue,
             };
             model.warm_up()?;
+            metrics::declare(&model.name);
             info!(model = model.name, "warm");
             models.push(model);
         }

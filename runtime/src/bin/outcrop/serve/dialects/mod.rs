@@ -123,7 +123,7 @@ fn respond(problem: &Problem, body: Value) -> Response {
     let mut response = (problem.kind.status(), Json(body)).into_response();
     if let Some(after) = problem.retry_after {
         // Whole seconds, and no invitation to come back at once.
-        let seconds = after.as_secs_f64().ceil().max(1.0) as u64;
+        let seconds = (after.as_secs() + u64::from(after.subsec_nanos() > 0)).max(1);
         response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
     }
     response

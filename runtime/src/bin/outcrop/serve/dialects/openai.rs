@@ -4,6 +4,7 @@ use axum::Json;
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::super::call::{self, Extras};
@@ -20,6 +21,29 @@ pub(super) fn error(problem: &Problem) -> Value {
         "code": problem.kind.status().as_u16(),
     });
     json!({"error": error})
+}
+
+#[derive(Serialize)]
+struct List<'a> {
+    object: &'static str,
+    data: Vec<Item>,
+    model: &'a str,
+    usage: Value,
+}
+
+#[derive(Serialize)]
+struct Item {
+    object: &'static str,
+    index: usize,
+    embedding: Vector,
+}
+
+/// A vector; floats are written as short as they can be read back.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Vector {
+    Floats(Vec<f32>),
+    Base64(String),
 }
 
 pub(super) async fn embeddings(call: &Call, fields: &mut Fields) -> Result<Response, Problem> {
@@ -39,22 +63,20 @@ pub(super) async fn embeddings(call: &Call, fields: &mut Fields) -> Result<Respo
     let characters = texts.iter().map(|text| text.chars().count()).sum();
     let (embeddings, times) = call::embed(&call.server, model, call.started, texts, &extras).await?;
     let tokens: usize = embeddings.iter().map(|embedding| embedding.tokens).sum();
-    let data = embeddings.iter().enumerate().map(|(index, embedding)| {
-        let vector = match as_base64 {
-            // Little-endian floats, as the Python client reads them.
-            true => json!(
-                BASE64_STANDARD
-                    .encode(embedding.vector.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>())
-            ),
-            false => json!(embedding.vector),
-        };
-        json!({"object": "embedding", "index": index, "embedding": vector})
+    let vector = |vector: Vec<f32>| match as_base64 {
+        // Little-endian floats, as the Python client reads them.
+        true => Vector::Base64(
+            BASE64_STANDARD.encode(vector.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>()),
+        ),
+        false => Vector::Floats(vector),
+    };
+    let vectors = embeddings.into_iter().enumerate();
+    let data = vectors.map(|(index, embedding)| Item {
+        object: "embedding",
+        index,
+        embedding: vector(embedding.vector),
     });
-    let body = json!({
-        "object": "list",
-        "data": data.collect::<Vec<_>>(),
-        "model": model.name,
-        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
-    });
+    let usage = json!({"prompt_tokens": tokens, "total_tokens": tokens});
+    let body = List { object: "list", data: data.collect(), model: &model.name, usage };
     Ok((call::headers(model, &times, call.started, characters, tokens), Json(body)).into_response())
 }
