@@ -271,6 +271,11 @@ impl Decoder {
         reader.rms_norm(name, self.config.hidden_size, self.config.rms_norm_eps, convention)
     }
 
+    /// Whether a cutoff's head is chosen by its place in the list of cutoffs: then its score depends on the others asked for.
+    pub fn heads_by_place(&self) -> bool {
+        matches!(self.config.family, DecoderFamily::Gemma2(_)) && self.options.heads == HeadRule::Reference
+    }
+
     /// The head that reads the state behind `cutoff`, the `nth` of those asked for.
     fn head(
         &self,

@@ -129,6 +129,11 @@ impl Engine {
         saved
     }
 
+    /// Whether a cutoff's score depends on which others are asked for with it: [`HeadRule::Reference`](crate::HeadRule) of a lightweight model.
+    pub fn heads_by_place(&self) -> bool {
+        matches!(&self.model, Model::Decoder(model) if model.decoder().heads_by_place())
+    }
+
     fn shares_prefixes(&self) -> bool {
         matches!(&self.model, Model::Decoder(model) if model.prefix_sharing)
     }

@@ -19,7 +19,8 @@
 //! left of a batch's room goes to whoever fits in.
 //!
 //! **Batches.** A run takes sequences from as many requests as its token budget holds. Requests with the same compression share a run to the
-//! deepest of their cutoffs where that is quicker than runs of their own. A score does not depend on any of it, to the bit.
+//! deepest of their cutoffs where that is quicker than runs of their own, and where it gives the same scores
+//! ([`Engine::heads_by_place`]). A score does not depend on any of it, to the bit.
 //!
 //! **Bounds.** A request is refused while as many requests or tokens wait as are allowed, with the time after which it may be worth trying again.
 //! A single request may be of any size: it is run in parts.
@@ -231,7 +232,7 @@ impl Queue {
         let is_gpu = engine.is_on_gpu();
         let now = Instant::now();
         let state = State {
-            waiting: Waiting::new(),
+            waiting: Waiting::new(engine.heads_by_place()),
             rate: Rate::default(),
             running: vec![0; replicas],
             busy: vec![(now, Duration::ZERO); replicas],

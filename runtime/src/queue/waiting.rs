@@ -14,6 +14,8 @@ const CHUNK_TEXTS: usize = 16;
 ///
 /// Both are taken from the request that is due first. `H` is what the caller knows a request by.
 pub(super) struct Waiting<H> {
+    /// Whether a cutoff's score depends on its place among those of a run.
+    heads_by_place: bool,
     requests: HashMap<u64, Entry<H>>,
     /// Those with texts that nobody has begun to tokenise.
     to_tokenize: BTreeSet<(Instant, u64)>,
@@ -84,9 +86,9 @@ impl<H> Entry<H> {
 }
 
 impl<H: Clone> Waiting<H> {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(heads_by_place: bool) -> Self {
         let (requests, to_tokenize, to_run, deadlines) = Default::default();
-        Self { requests, to_tokenize, to_run, deadlines, next_id: 0 }
+        Self { heads_by_place, requests, to_tokenize, to_run, deadlines, next_id: 0 }
     }
 
     /// Takes a request in, under the id that is returned.
@@ -179,10 +181,10 @@ impl<H: Clone> Waiting<H> {
     /// The next sequences to run: those of the request that is due first, and of others what shares their work, up to `batch_tokens`.
     ///
     /// Others of the same mode join if their cutoffs lie no deeper, and if that costs less than a run of their own: a layer takes as long for
-    /// `few_tokens` tokens as for fewer, because its weights have to be read.
+    /// `few_tokens` tokens as for fewer, because its weights have to be read. Where heads go by place, their cutoffs must be the first of the run's.
     pub(super) fn take_batch(&mut self, batch_tokens: usize, few_tokens: usize) -> Option<Batch<H>> {
         let first = &self.requests[&self.to_run.first()?.1];
-        let (mode, depth) = (first.mode.clone(), first.depth);
+        let (mode, cutoffs, depth) = (first.mode.clone(), first.cutoffs.clone(), first.depth);
         let mut batch = Batch { mode, cutoffs: Vec::new(), members: Vec::new(), tokens: 0 };
         for (due, id) in self.to_run.iter().copied().collect::<Vec<_>>() {
             let Some(entry) = self.requests.get_mut(&id) else { continue };
@@ -190,6 +192,7 @@ impl<H: Clone> Waiting<H> {
             let room = batch_tokens.saturating_sub(batch.tokens);
             let joins = batch.members.is_empty()
                 || entry.mode == batch.mode
+                    && (!self.heads_by_place || cutoffs.starts_with(&entry.cutoffs))
                     && is_shared((depth, batch.tokens), (entry.depth, ready.min(room)), few_tokens);
             if !joins {
                 continue;
@@ -241,7 +244,7 @@ mod tests {
 
     impl Fixture {
         fn new() -> Self {
-            Self { waiting: Waiting::new(), start: Instant::now() }
+            Self { waiting: Waiting::new(false), start: Instant::now() }
         }
 
         /// A request that is due `due` milliseconds from the start, with tokenised sequences of these lengths.
@@ -336,8 +339,23 @@ mod tests {
     }
 
     #[test]
+    fn cutoffs_keep_their_places_where_heads_go_by_them() {
+        let layers = |cutoffs: &'static [usize]| (Mode::Layers(None), cutoffs);
+        let mut queue = Fixture { waiting: Waiting::new(true), start: Instant::now() };
+        queue.ready("first and last", 0, layers(&[8, 28]), &[5]);
+        queue.ready("last", 1, layers(&[28]), &[5]);
+        queue.ready("first", 2, layers(&[8]), &[5]);
+        queue.ready("the same", 3, layers(&[8, 28]), &[5]);
+        assert_eq!(
+            queue.batch(100).unwrap(),
+            (vec![("first and last", 0), ("first", 0), ("the same", 0)], vec![8, 28])
+        );
+        assert_eq!(queue.batch(100).unwrap(), (vec![("last", 0)], vec![28]));
+    }
+
+    #[test]
     fn texts_are_tokenised_in_the_order_of_dues_and_in_chunks() {
-        let mut waiting = Waiting::new();
+        let mut waiting = Waiting::new(false);
         let start = Instant::now();
         let times = |due| (start, start + Duration::from_millis(due), None);
         let terms = || (Mode::Score, Vec::new(), 12);

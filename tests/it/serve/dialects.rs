@@ -238,9 +238,12 @@ fn tokenize_and_decode() {
     let found = ok(&server.post("/tokenize", &json!({"inputs": ["hi there", "x"]})));
     let first = found[0].as_array().unwrap();
     assert_eq!(first[0], json!({"id": 0, "text": "<s>", "special": true, "start": null, "stop": null}));
-    let pieces: String =
-        first.iter().filter(|t| t["special"] == false).map(|t| t["text"].as_str().unwrap()).collect();
-    assert_eq!(pieces.replace(' ', ""), "hithere");
+    let pieces: Vec<&Value> = first.iter().filter(|token| token["special"] == false).collect();
+    for piece in &pieces {
+        let [start, stop] = ["start", "stop"].map(|end| piece[end].as_u64().unwrap() as usize);
+        assert_eq!(piece["text"], "hi there"[start..stop]);
+    }
+    assert_eq!((&pieces[0]["start"], &pieces[pieces.len() - 1]["stop"]), (&json!(0), &json!(8)));
     let bare = ok(&server.post("/tokenize", &json!({"inputs": "hi there", "add_special_tokens": false})));
     assert_eq!(bare[0].as_array().unwrap().len() + 2, first.len());
     let ids: Vec<&Value> = bare[0].as_array().unwrap().iter().map(|token| &token["id"]).collect();
