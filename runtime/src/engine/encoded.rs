@@ -78,11 +78,7 @@ impl Engine {
 
     /// Whether the model runs on a GPU.
     pub fn is_on_gpu(&self) -> bool {
-        let stream = match &self.model {
-            Model::Encoder(model) => &model.replicas[0].stream,
-            Model::Decoder(model) => &model.replicas[0].stream,
-        };
-        matches!(stream, Stream::Cuda(_))
+        matches!(self.model.stream(), Stream::Cuda(_))
     }
 
     /// Tokens of a forward pass, as far as memory allows.

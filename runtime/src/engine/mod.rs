@@ -44,6 +44,8 @@ pub struct Engine {
     /// Tokenises, and merges adapters.
     host: Arc<CpuStream>,
     choice: DeviceChoice,
+    /// The type of matrices on the CPU.
+    held_type: ElementType,
     config: Config,
     model: Model,
     tokenizer: Tokenizer,
@@ -60,6 +62,16 @@ pub struct Engine {
 enum Model {
     Encoder(EncoderModel),
     Decoder(DecoderModel),
+}
+
+impl Model {
+    /// The first device's; the others are like it.
+    fn stream(&self) -> &Stream {
+        match self {
+            Self::Encoder(model) => &model.replicas[0].stream,
+            Self::Decoder(model) => &model.replicas[0].stream,
+        }
+    }
 }
 
 /// What came of one sequence.
@@ -145,19 +157,20 @@ impl Engine {
         check_options(&config, options)?;
         let host = CpuStream::new(options.threads)?;
         // A vocabulary of 250 000 pieces takes about as long to read as a GPU to start and to take in an encoder's weights.
-        let (choice, batch_tokens_default, model, tokenizer) = std::thread::scope(|scope| {
+        let (choice, model, tokenizer) = std::thread::scope(|scope| {
             let tokenizer = Tokenizing(scope.spawn(|| checkpoint.tokenizer()));
             let (streams, choice) = open_streams(&config, &checkpoint, options, &host)?;
-            let batch_tokens_default = match streams[0] {
-                Stream::Cpu(_) => CPU_BATCH_TOKENS_DEFAULT,
-                Stream::Cuda(_) => GPU_BATCH_TOKENS_DEFAULT,
-            };
             let (model, tokenizer) = open_model(&config, &checkpoint, options, &host, streams, tokenizer)?;
-            Ok::<_, Error>((choice, batch_tokens_default, model, tokenizer))
+            Ok::<_, Error>((choice, model, tokenizer))
         })?;
+        let batch_tokens_default = match model.stream() {
+            Stream::Cpu(_) => CPU_BATCH_TOKENS_DEFAULT,
+            Stream::Cuda(_) => GPU_BATCH_TOKENS_DEFAULT,
+        };
         let engine = Self {
             host,
             choice,
+            held_type: options.dtype.element_type().unwrap_or(stored_type(&checkpoint)),
             config,
             model,
             tokenizer,
@@ -186,9 +199,14 @@ impl Engine {
 
     /// Kernels that the first GPU has loaded so far; none on the CPU.
     pub fn loaded_kernels(&self) -> Vec<LoadedKernel> {
-        match &self.model {
-            Model::Encoder(model) => model.replicas[0].stream.loaded_kernels(),
-            Model::Decoder(model) => model.replicas[0].stream.loaded_kernels(),
+        self.model.stream().loaded_kernels()
+    }
+
+    /// The type in which matrices are held; on a GPU also the type in which they are multiplied.
+    pub fn element_type(&self) -> ElementType {
+        match self.model.stream() {
+            Stream::Cpu(_) => self.held_type,
+            Stream::Cuda(stream) => stream.operand_type(),
         }
     }
 
@@ -429,12 +447,20 @@ fn operand_type(config: &Config, checkpoint: &Checkpoint, dtype: Dtype) -> Eleme
         Dtype::F16 => ElementType::F16,
         Dtype::BF16 => ElementType::BF16,
         Dtype::F32 => ElementType::F32,
-        Dtype::Auto => match checkpoint.tensors().next().map(|tensor| tensor.dtype) {
-            Some(outcrop_loader::Dtype::F16) => ElementType::F16,
-            Some(outcrop_loader::Dtype::BF16) => ElementType::BF16,
-            _ if matches!(config, Config::Decoder(_)) => ElementType::BF16,
-            _ => ElementType::F16,
+        Dtype::Auto => match stored_type(checkpoint) {
+            ElementType::F32 if matches!(config, Config::Decoder(_)) => ElementType::BF16,
+            ElementType::F32 => ElementType::F16,
+            stored => stored,
         },
+    }
+}
+
+/// The type of the weights in the files: the first one's.
+fn stored_type(checkpoint: &Checkpoint) -> ElementType {
+    match checkpoint.tensors().next().map(|tensor| tensor.dtype) {
+        Some(outcrop_loader::Dtype::F16) => ElementType::F16,
+        Some(outcrop_loader::Dtype::BF16) => ElementType::BF16,
+        _ => ElementType::F32,
     }
 }
 

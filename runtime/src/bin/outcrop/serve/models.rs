@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use outcrop::loader::Config;
 use outcrop::queue::{Queue, QueueOptions, Run};
-use outcrop::{Engine, ScoreOptions};
+use outcrop::{ElementType, Engine, ScoreOptions};
 use serde_json::{Value, json};
 use tracing::info;
 
@@ -23,7 +23,6 @@ pub(crate) struct Model {
     /// Where it comes from: a name on the hub, or a directory.
     pub(crate) id: String,
     pub(crate) revision: Option<String>,
-    pub(crate) dtype: &'static str,
     pub(crate) queue: Queue,
 }
 
@@ -40,13 +39,7 @@ impl Models {
             let engine = Arc::new(model::open(&model_args, &args.engine, &args.network, quiet)?);
             info!(model = name, device = %engine.device(), "loaded");
             let queue = Queue::new(Arc::clone(&engine), queue_options(args, &name))?;
-            let model = Model {
-                name,
-                id: id.clone(),
-                revision: args.revision.clone(),
-                dtype: args.engine.dtype.name(),
-                queue,
-            };
+            let model = Model { name, id: id.clone(), revision: args.revision.clone(), queue };
             model.warm_up()?;
             metrics::declare(&model.name);
             info!(model = model.name, "warm");
@@ -108,11 +101,16 @@ impl Model {
                 _ => "cls",
             }}}),
         };
+        let dtype = match engine.element_type() {
+            ElementType::F32 => "float32",
+            ElementType::F16 => "float16",
+            ElementType::BF16 => "bfloat16",
+        };
         let cutoffs: Option<Vec<usize>> = engine.allowed_cutoffs().map(|allowed| allowed.iter().collect());
         json!({
             "model_id": self.id,
             "model_sha": self.revision,
-            "model_dtype": match self.dtype { "f16" => "float16", "bf16" => "bfloat16", "f32" => "float32", other => other },
+            "model_dtype": dtype,
             "served_model_name": self.name,
             "model_type": model_type,
             "max_concurrent_requests": args.max_concurrent_requests,

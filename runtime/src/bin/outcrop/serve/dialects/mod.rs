@@ -143,7 +143,7 @@ fn not_understood(fields: &Fields) -> HeaderMap {
 fn details(score: &outcrop::Score, result: &mut serde_json::Map<String, Value>) {
     if !score.layer_scores.is_empty() {
         let layers = score.layer_scores.iter().map(|layer| (layer.layer.to_string(), json!(layer.score)));
-        result.insert("layer_scores".to_owned(), Value::Object(layers.collect()));
+        result.insert("scores".to_owned(), Value::Object(layers.collect()));
     }
     if score.truncated {
         result.insert("truncated".to_owned(), Value::Bool(true));
