@@ -299,7 +299,7 @@ fn a_launch_that_is_refused() {
         "l2_normalize cannot be launched: cuLaunchKernelEx reported CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES";
     refused("cuLaunchKernelEx 701", &[], alone);
     runs_on_cpu(&refusing("cuLaunchKernelEx 701"), &[], alone);
-    let alone = "outcrop: embed_layer_norm<f16, 1> cannot be launched: cuLaunchKernelEx reported";
+    let alone = "outcrop: embed_layer_norm<f16, 16, 1> cannot be launched: cuLaunchKernelEx reported";
     let error = refused("cuLaunchKernelEx 701 embed_layer_norm 1", &["--no-graphs"], alone);
     assert!(!error.contains("--no-graphs"), "{error}");
     // Of what is submitted as one it is one of them.
@@ -312,7 +312,7 @@ fn a_launch_that_is_refused() {
         let error = refused(
             &format!("{function} 701"),
             &[],
-            "outcrop: one of layout, embed_layer_norm<f16, 1>, gemm_hopper<",
+            "outcrop: one of layout, embed_layer_norm<f16, 16, 1>, gemm_hopper<",
         );
         assert!(error.contains(&format!("cannot be launched: {call} reported")), "{error}");
         assert!(error.contains("`--no-graphs` names the one"), "{error}");
@@ -347,15 +347,15 @@ fn a_device_that_is_lost() {
             let error = lost(&format!("{fails}{only}"), device, options, "0");
             assert!(error.starts_with(&format!("outcrop: CUDA device {named} is lost: ")), "{error}");
             // Nobody has waited since the weights were packed.
-            let words = " in one of pack_weights<f16, float>, layout, embed_layer_norm<f16, 1>, gemm_hopper<";
+            let words = " in one of pack_weights<f16, float>, layout, embed_layer_norm<f16, 16, 1>, gemm_hopper<";
             assert!(error.contains(words), "{error}");
             assert!(error.contains("OUTCROP_SYNCHRONOUS=1, which names the kernel"), "{error}");
         }
     }
     // Graphs or not, with that variable it is one.
     for options in [&[][..], &["--no-graphs"]] {
-        let error = lost("cuStreamSynchronize 700 attention 2", "cuda", options, "1");
-        let words = "CUDA_ERROR_ILLEGAL_ADDRESS (an illegal memory access was encountered) in attention<";
+        let error = lost("cuStreamSynchronize 700 attention_hopper 2", "cuda", options, "1");
+        let words = "CUDA_ERROR_ILLEGAL_ADDRESS (an illegal memory access was encountered) in attention_hopper<";
         assert!(error.contains(words) && !error.contains("one of"), "{error}");
     }
     // Also where it is found out by a call that runs no kernel.
