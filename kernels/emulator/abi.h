@@ -18,6 +18,7 @@ struct emulator_launch {
   uint32_t asynchronous; /* copies take effect: 0 at once, 1 at the wait, 2 mixed */
   uint64_t seed;
   uint32_t detect_races; /* and reads of shared memory that was never written; bounds are always checked */
+  uint32_t programmatic;     /* the kernel begins before the previous one has ended, and has to wait for that */
 };
 
 struct emulator_counters {

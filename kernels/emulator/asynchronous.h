@@ -17,6 +17,7 @@ inline void perform(Copy& copy) {
 
 inline void issue_copy(u32 destination, const void* source, bool valid, Site at) {
   Thread& me = *machine->current;
+  machine->check_waited("a copy is issued", at);
   machine->counters.async_copies++;
   const u32 place = machine->place(destination, 16, at);
   if (reinterpret_cast<uintptr_t>(source) % 16 != 0) fault(at, "global address %p is not a multiple of 16", source);

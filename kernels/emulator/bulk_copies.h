@@ -3,7 +3,8 @@
 
 #include "mbarriers.h"
 
-// A matrix in global memory, `dim[0]` innermost. As large as the driver's, which is opaque.
+// A matrix in global memory, `dim[0]` columns by `dim[1]` rows; or with heads, so many times `dim[0]` columns in a row,
+// a dimension between the two. As large as the driver's, which is opaque.
 struct alignas(64) TensorMap {
   void* base;
   u64 dim[2];
@@ -11,7 +12,12 @@ struct alignas(64) TensorMap {
   u32 box[2];
   u32 element_bytes;
   u32 swizzle;  // the bytes over which chunks of 16 are permuted: 128, or 0
-  u64 unused[9];
+  u64 heads;    // 0: a matrix
+  u64 head_bytes;
+  u32 box_heads;
+  u32 unused[11];
+
+  u32 rank() const { return heads == 0 ? 2 : 3; }
 };
 static_assert(sizeof(TensorMap) == 128, "as CUtensorMap");
 
@@ -21,15 +27,21 @@ namespace emulator __attribute__((visibility("hidden"))) {
 // within 8.
 inline u32 swizzle128(u32 address) { return address ^ (address >> 7 & 7) << 4; }
 
-// A box on its way, its corner at column `x`, row `y`.
+// Of an element in the map; head 0 in a matrix.
+struct Place {
+  i32 column, head, row;
+};
+
+// A box on its way, from its corner on.
 struct Box {
   TensorMap map;
-  i32 x, y;
+  Place corner;
   u32 address;  // in shared memory,
   u8* memory;   // and what is there
 
   u32 width() const { return map.box[0] * map.element_bytes; }
-  u32 bytes() const { return width() * map.box[1]; }
+  u32 heads() const { return map.rank() == 2 ? 1 : map.box_heads; }
+  u32 bytes() const { return width() * heads() * map.box[1]; }
 };
 
 // Calls `copy(shared, global, bytes)` for every piece of the box; `global` is null where the matrix has nothing.
@@ -37,22 +49,23 @@ template <class Copy>
 inline void for_each_piece(const Box& box, Copy copy) {
   const TensorMap& map = box.map;
   const u32 chunk = 16 / map.element_bytes;
-  for (u32 row = 0; row < map.box[1]; row++) {
-    const i64 y = (i64)box.y + row;
-    const bool row_inside = y >= 0 && (u64)y < map.dim[1];
-    u8* global_row = static_cast<u8*>(map.base) + (row_inside ? (u64)y * map.row_bytes : 0);
+  const u64 heads = map.rank() == 2 ? 1 : map.heads;
+  for (u32 line = 0; line < map.box[1] * box.heads(); line++) {
+    const i64 row = (i64)box.corner.row + line / box.heads(), head = (i64)box.corner.head + line % box.heads();
+    const bool is_inside = row >= 0 && (u64)row < map.dim[1] && head >= 0 && (u64)head < heads;
+    u8* global_line = static_cast<u8*>(map.base) + (is_inside ? (u64)row * map.row_bytes + (u64)head * map.head_bytes : 0);
     for (u32 byte = 0; byte < box.width(); byte += 16) {
-      u32 address = box.address + row * box.width() + byte;
+      u32 address = box.address + line * box.width() + byte;
       if (map.swizzle == 128) address = swizzle128(address);
       u8* shared = box.memory + (address - box.address);
-      const i64 x = (i64)box.x + byte / map.element_bytes;
-      if (row_inside && x >= 0 && (u64)x + chunk <= map.dim[0]) {
-        copy(shared, global_row + (u64)x * map.element_bytes, 16);
+      const i64 x = (i64)box.corner.column + byte / map.element_bytes;
+      if (is_inside && x >= 0 && (u64)x + chunk <= map.dim[0]) {
+        copy(shared, global_line + (u64)x * map.element_bytes, 16);
         continue;
       }
       for (u32 i = 0; i < chunk; i++) {
-        const bool inside = row_inside && x + i >= 0 && (u64)(x + i) < map.dim[0];
-        u8* global = inside ? global_row + (u64)(x + i) * map.element_bytes : nullptr;
+        const bool inside = is_inside && x + i >= 0 && (u64)(x + i) < map.dim[0];
+        u8* global = inside ? global_line + (u64)(x + i) * map.element_bytes : nullptr;
         copy(shared + i * map.element_bytes, global, map.element_bytes);
       }
     }
@@ -75,11 +88,16 @@ inline void write_box(const Box& box) {
   });
 }
 
-inline void check_map(const TensorMap& map, Site at) {
+inline void check_map(const TensorMap& map, u32 rank, Site at) {
+  if (map.rank() != rank) fault(at, "%u coordinates for a tensor map of %u dimensions", rank, map.rank());
   u32 width = map.box[0] * map.element_bytes;
   if (reinterpret_cast<uintptr_t>(map.base) % 16 != 0) fault(at, "the matrix of the tensor map is not aligned to 16");
   if (map.row_bytes % 16 != 0) fault(at, "rows of %llu bytes: expected a multiple of 16", map.row_bytes);
   if (map.box[0] > 256 || map.box[1] > 256) fault(at, "a box of %u x %u: expected at most 256", map.box[0], map.box[1]);
+  if (rank == 3 && map.head_bytes % 16 != 0) {
+    fault(at, "heads %llu bytes apart: expected a multiple of 16", map.head_bytes);
+  }
+  if (rank == 3 && (map.box_heads == 0 || map.box_heads > 256)) fault(at, "a box of %u heads", map.box_heads);
   if (width == 0 || map.box[1] == 0) fault(at, "a box of %u x %u: expected at least 1", map.box[0], map.box[1]);
   if (width % 16 != 0) fault(at, "a box %u bytes wide: expected a multiple of 16", width);
   if (map.swizzle != 0 && map.swizzle != 128) fault(at, "a swizzle over %u bytes: expected 128 or none", map.swizzle);
@@ -87,10 +105,11 @@ inline void check_map(const TensorMap& map, Site at) {
 }
 
 // The box at a shared address of block `rank`.
-inline Box make_box(const TensorMap& map, u32 rank, u32 address, i32 x, i32 y, Site at) {
-  check_map(map, at);
+inline Box make_box(const TensorMap& map, u32 dimensions, u32 rank, u32 address, Place corner, Site at) {
+  machine->check_waited("a box is copied", at);
+  check_map(map, dimensions, at);
   if (address % 128 != 0) fault(at, "shared address %u is not a multiple of 128", address);
-  Box box = {map, x, y, address, nullptr};
+  Box box = {map, corner, address, nullptr};
   const u32 place = machine->place(rank, address, 16, at);
   machine->place(rank, address + box.bytes() - 16, 16, at);
   box.memory = machine->memory(place);
@@ -99,9 +118,10 @@ inline Box make_box(const TensorMap& map, u32 rank, u32 address, i32 x, i32 y, S
 
 // ---- to shared memory
 
-inline void load_box_into(u32 rank, u32 destination, const TensorMap& map, u32 barrier, i32 x, i32 y, Site at) {
+inline void load_box_into(u32 rank, u32 destination, const TensorMap& map, u32 barrier, Place corner, u32 dimensions,
+                          Site at) {
   check_block(rank, at);
-  const Box box = make_box(map, rank, destination, x, y, at);
+  const Box box = make_box(map, dimensions, rank, destination, corner, at);
   const u32 bytes = box.bytes();
   Mbarrier& mbarrier = find_mbarrier(rank, barrier, at);
   if (!mbarrier.fenced) fault(at, "the mbarrier was initialised with no mbarrier_init_fence since");
@@ -125,8 +145,8 @@ inline void load_box_into(u32 rank, u32 destination, const TensorMap& map, u32 b
   }
 }
 
-inline void load_box(u32 destination, const TensorMap& map, u32 barrier, i32 x, i32 y, Site at) {
-  load_box_into(machine->current->block, destination, map, barrier, x, y, at);
+inline void load_box(u32 destination, const TensorMap& map, u32 barrier, Place corner, u32 dimensions, Site at) {
+  load_box_into(machine->current->block, destination, map, barrier, corner, dimensions, at);
 }
 
 // To the same place in several blocks, where it arrives at different times.
@@ -135,7 +155,7 @@ inline void multicast_box(u32 destination, const TensorMap& map, u32 barrier, i3
     fault(at, "a multicast to the blocks of mask %#x in a cluster of %u", blocks, machine->launch().cluster);
   }
   for (u32 rank = 0; rank < machine->launch().cluster; rank++) {
-    if (blocks >> rank & 1) load_box_into(rank, destination, map, barrier, x, y, at);
+    if (blocks >> rank & 1) load_box_into(rank, destination, map, barrier, {x, 0, y}, 2, at);
   }
 }
 
@@ -143,7 +163,7 @@ inline void multicast_box(u32 destination, const TensorMap& map, u32 barrier, i3
 
 inline void store_box(const TensorMap& map, u32 source, i32 x, i32 y, Site at) {
   Thread& me = *machine->current;
-  const Box box = make_box(map, me.block, source, x, y, at);
+  const Box box = make_box(map, 2, me.block, source, {x, 0, y}, at);
   machine->counters.async_copies++;
   if (me.stores_issued++ == 0) me.store_agent = machine->races.new_agent();
   machine->races.read_by_agent(me.index, me.store_agent, me.stores_issued, machine->place(source, 16, at), box.bytes(),

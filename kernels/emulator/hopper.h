@@ -32,7 +32,10 @@ inline void proxy_fence() { emulator::machine->races.proxy_fence(emulator::machi
 // ---- bulk tensor copies
 
 inline void tma_load(u32 destination, const TensorMap* map, u32 barrier, i32 x, i32 y, SITE) {
-  emulator::load_box(destination, *map, barrier, x, y, at);
+  emulator::load_box(destination, *map, barrier, {x, 0, y}, 2, at);
+}
+inline void tma_load(u32 destination, const TensorMap* map, u32 barrier, i32 x, i32 y, i32 z, SITE) {
+  emulator::load_box(destination, *map, barrier, {x, y, z}, 3, at);
 }
 inline void tma_load_multicast(u32 destination, const TensorMap* map, u32 barrier, i32 x, i32 y, u32 blocks, SITE) {
   emulator::multicast_box(destination, *map, barrier, x, y, blocks, at);
@@ -59,20 +62,24 @@ inline void wgmma_wait(SITE) {
 template <class T, u32 N>
 inline void wgmma(float (&d)[N], u64 a, u64 b, u32 accumulate, SITE) {
   static_assert(N == 32 || N == 64 || N == 128, "64, 128 or 256 columns");
-  emulator::issue_product<T, 2 * N>(d, a, b, accumulate != 0, at);
+  emulator::issue_product<T, 2 * N>(d, a, nullptr, b, false, accumulate != 0, at);
 }
+template <class T, bool TRANSPOSED, u32 N>
+inline void wgmma_registers(float (&d)[N], const u32 (&a)[4], u64 b, u32 accumulate, SITE) {
+  static_assert(N == 32 || N == 64 || N == 128, "64, 128 or 256 columns");
+  emulator::issue_product<T, 2 * N>(d, 0, a, b, TRANSPOSED, accumulate != 0, at);
+}
+
+inline void computed(float) {}
 
 inline void stmatrix4(u32 address, u32 r0, u32 r1, u32 r2, u32 r3, SITE) {
   emulator::store_matrices({r0, r1, r2, r3}, address, at);
 }
 
-// ---- launch
-
-// Launches run one after the other.
-inline void wait_for_previous_kernel() {}
-
 // ---- registers
 
+inline u32 thread_index() { return threadIdx.x; }
+inline u32 opaque(u32 x) { return x; }
 template <int N>
 inline void take_registers(SITE) {
   static_assert(N >= 24 && N <= 256 && N % 8 == 0, "a multiple of 8");

@@ -40,6 +40,8 @@ struct Mbarrier {
 // A product on its way.
 struct Wgmma {
   u64 a, b;
+  const u32* registers[128];  // of a, in place of its descriptor
+  bool from_registers, transposed;
   float* d[128];
   bool accumulate;
   bool done;

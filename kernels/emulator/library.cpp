@@ -78,6 +78,7 @@ __attribute__((visibility("default"))) const char* emulator_launch(const struct 
   launch.asynchronous = call->asynchronous;
   launch.seed = call->seed;
   launch.detect_races = call->detect_races != 0;
+  launch.programmatic = call->programmatic != 0;
   Counters counted;
   const char* fault = run(launch, body, &context, counters ? &counted : nullptr);
   if (counters) {

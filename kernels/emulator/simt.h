@@ -38,6 +38,7 @@ struct Launch {
   u32 asynchronous = AT_THE_WAIT;
   u64 seed = 1;
   bool detect_races = true;  // and reads of shared memory that was never written
+  bool programmatic = false;     // begins before the previous kernel has ended: every thread has to wait for that
 };
 
 struct Counters {
@@ -131,6 +132,11 @@ class Machine {
     land();
   }
 
+  // Nothing is sound that a thread does before the previous kernel has ended, but to prepare.
+  void check_waited(const char* what, Site at) const {
+    if (launch_.programmatic && !current->has_waited) fault(at, "%s before it has waited for the previous kernel", what);
+  }
+
   // Whether an asynchronous operation issued now takes effect now.
   bool takes_effect_at_once() {
     return launch_.asynchronous == AT_ONCE || (launch_.asynchronous == MIXED && random.coin());
@@ -212,6 +218,7 @@ class Machine {
     thread.open_group = 0;
     thread.stores.clear();
     thread.open_store_group = thread.stores_issued = 0;
+    thread.has_waited = false;
     prepare(thread.fiber, stacks_.stack(index), Stacks::BYTES, Stacks::offset(index), run_current_thread);
     ready_.insert(index);
   }
@@ -258,6 +265,7 @@ class Machine {
 
   void check_exit() {
     Thread& me = *current;
+    check_waited("the thread ends", me.waits_at);
     if (!me.copies.empty()) {
       fault(me.copies[0].at, "the thread ends with %zu copies never waited for; this is the first", me.copies.size());
     }

@@ -47,6 +47,7 @@ struct Thread {
   u32 open_store_group = 0;
   u32 stores_issued = 0;
   u32 store_agent = 0;  // for the race detector: reads what they store
+  bool has_waited = false;  // for the previous kernel
 
   u32 warp() const { return index / 32; }
   u32 lane() const { return index % 32; }

@@ -28,45 +28,111 @@ inline void warpgroup_collective(const char* name, Site at, void* operand, Perfo
 }
 
 // ---- operands
+//
+// K-major, rows of 128 bytes hold 64 elements of k. Transposed, they hold 64 columns n for one k: rows of k in groups of
+// 8, and for every further 64 columns the same again.
 
-// The address of row `row` of an operand, 8 elements of k each in two chunks.
-inline u32 operand_chunk(u64 descriptor, u32 row, u32 chunk) {
-  u32 start = (u32)(descriptor & 0x3fff) << 4, group_stride = (u32)(descriptor >> 32 & 0x3fff) << 4;
-  return swizzle128(start + row / 8 * group_stride + row % 8 * 128 + chunk * 16);
+struct Descriptor {
+  u32 start, leading, stride, base, layout;
+
+  explicit Descriptor(u64 bits)
+      : start((u32)(bits & 0x3fff) << 4),
+        leading((u32)(bits >> 16 & 0x3fff) << 4),
+        stride((u32)(bits >> 32 & 0x3fff) << 4),
+        base((u32)(bits >> 49 & 7)),
+        layout((u32)(bits >> 62)) {}
+
+  // The 8 elements of k of chunk 0 or 1 in row `row`.
+  u32 chunk(u32 row, u32 chunk) const { return swizzle128(start + row / 8 * stride + row % 8 * 128 + chunk * 16); }
+  // Of a transposed operand: the 8 columns from `column` on, a multiple of 8, for one k.
+  u32 columns(u32 k, u32 column) const {
+    return swizzle128(start + column / 64 * leading + k / 8 * stride + k % 8 * 128 + column % 64 * 2);
+  }
+};
+
+// Calls `visit(address)` for every 16 bytes of an operand of `rows` rows, or columns if it is transposed, and 16 k.
+template <class Visit>
+inline void for_each_chunk(const Descriptor& operand, u32 rows, bool transposed, Visit visit) {
+  if (transposed) {
+    for (u32 k = 0; k < 16; k++) {
+      for (u32 column = 0; column < rows; column += 8) visit(operand.columns(k, column));
+    }
+  } else {
+    for (u32 row = 0; row < rows; row++) visit(operand.chunk(row, 0)), visit(operand.chunk(row, 1));
+  }
 }
 
-inline void check_descriptor(u64 descriptor, u32 rows, Site at) {
-  u32 layout = (u32)(descriptor >> 62), base = (u32)(descriptor >> 49 & 7);
-  u32 start = (u32)(descriptor & 0x3fff) << 4, group_stride = (u32)(descriptor >> 32 & 0x3fff) << 4;
-  if (layout != 1) fault(at, "a descriptor of layout %u: expected 1, swizzled over 128 bytes", layout);
-  if (base != 0) fault(at, "a descriptor with base offset %u: expected groups of rows that are aligned to 1024", base);
-  if (start % 1024 >= 128) fault(at, "an operand at shared address %u: expected the first row of a group", start);
-  if (group_stride % 1024 != 0) fault(at, "groups of rows %u bytes apart: expected a multiple of 1024", group_stride);
-  for (u32 row = 0; row < rows; row++) {
-    for (u32 chunk = 0; chunk < 2; chunk++) machine->place(operand_chunk(descriptor, row, chunk), 16, at);
+inline void check_descriptor(u64 bits, u32 rows, bool transposed, Site at) {
+  const Descriptor operand(bits);
+  const u32 start = operand.start;
+  if (operand.layout != 1) {
+    fault(at, "a descriptor of layout %u: expected 1, swizzled over 128 bytes", operand.layout);
   }
+  if (operand.base != 0) {
+    fault(at, "a descriptor with base offset %u: expected groups of rows that are aligned to 1024", operand.base);
+  }
+  if (start % 1024 >= (transposed ? 1 : 128)) {
+    fault(at, "an operand at shared address %u: expected the first row of a group", start);
+  }
+  if (operand.stride % 1024 != 0) {
+    fault(at, "groups of rows %u bytes apart: expected a multiple of 1024", operand.stride);
+  }
+  if (transposed && rows > 64 && (operand.leading == 0 || operand.leading % 1024 != 0)) {
+    fault(at, "blocks of 64 columns %u bytes apart: expected a multiple of 1024", operand.leading);
+  }
+  for_each_chunk(operand, rows, transposed, [&](u32 address) { machine->place(address, 16, at); });
 }
 
 // The product reads its operands until a wait for its group.
-inline void note_operand_reads(u64 descriptor, u32 rows, const Warpgroup& group, Site at) {
+inline void note_operand_reads(u64 bits, u32 rows, bool transposed, const Warpgroup& group, Site at) {
   const u32 first = machine->current->index / 128 * 128;
-  for (u32 row = 0; row < rows; row++) {
-    for (u32 chunk = 0; chunk < 2; chunk++) {
-      const u32 place = machine->place(operand_chunk(descriptor, row, chunk), 16, at);
-      machine->races.read_by_warpgroup(first, group.agent, group.issued, place, 16, at);
-    }
-  }
+  for_each_chunk(Descriptor(bits), rows, transposed, [&](u32 address) {
+    machine->races.read_by_warpgroup(first, group.agent, group.issued, machine->place(address, 16, at), 16, at);
+  });
 }
 
 // ---- products
 
 template <class T>
-inline void operand_row(float (&values)[16], u64 descriptor, u32 row) {
+inline void load_chunk(float* values, u32 address) {
   const Site nowhere = {"", 0};  // addresses were checked at the issue
-  for (u32 chunk = 0; chunk < 2; chunk++) {
-    u16 halves[8];
-    memcpy(halves, machine->memory(machine->place(operand_chunk(descriptor, row, chunk), 16, nowhere)), 16);
-    to_floats<T>(&values[chunk * 8], halves);
+  u16 halves[8];
+  memcpy(halves, machine->memory(machine->place(address, 16, nowhere)), 16);
+  to_floats<T>(values, halves);
+}
+
+template <class T>
+inline void load_a(float (&a)[64][16], const Wgmma& product) {
+  const Descriptor operand(product.a);
+  for (u32 row = 0; row < 64; row++) {
+    if (!product.from_registers) {
+      load_chunk<T>(&a[row][0], operand.chunk(row, 0));
+      load_chunk<T>(&a[row][8], operand.chunk(row, 1));
+      continue;
+    }
+    // As the left operand of m16n8k16: registers 0 and 2 of row `lane / 4`, 1 and 3 of the row 8 below.
+    for (u32 k = 0; k < 16; k++) {
+      const u32 thread = row / 16 * 32 + row % 8 * 4 + k % 8 / 2;
+      const u32 word = product.registers[thread][row % 16 / 8 + k / 8 * 2];
+      a[row][k] = to_float(T{(u16)(word >> k % 2 * 16)});
+    }
+  }
+}
+
+template <class T, u32 N>
+inline void load_b(float (&b)[16][N], const Wgmma& product) {
+  const Descriptor operand(product.b);
+  if (product.transposed) {
+    for (u32 k = 0; k < 16; k++) {
+      for (u32 column = 0; column < N; column += 8) load_chunk<T>(&b[k][column], operand.columns(k, column));
+    }
+    return;
+  }
+  for (u32 column = 0; column < N; column++) {
+    float values[16];
+    load_chunk<T>(&values[0], operand.chunk(column, 0));
+    load_chunk<T>(&values[8], operand.chunk(column, 1));
+    for (u32 k = 0; k < 16; k++) b[k][column] = values[k];
   }
 }
 
@@ -98,12 +164,8 @@ template <class T, u32 N>
 __attribute__((noinline)) void perform_wgmma(Wgmma& product) {
   float a[64][16];
   alignas(32) float b[16][N], products[2][N];
-  for (u32 row = 0; row < 64; row++) operand_row<T>(a[row], product.a, row);
-  for (u32 column = 0; column < N; column++) {
-    float values[16];
-    operand_row<T>(values, product.b, column);
-    for (u32 k = 0; k < 16; k++) b[k][column] = values[k];
-  }
+  load_a<T>(a, product);
+  load_b<T, N>(b, product);
   for (u32 warp = 0; warp < 4; warp++) {
     for (u32 r = 0; r < 8; r++) {
       multiply_two_rows(products, a[warp * 16 + r], a[warp * 16 + r + 8], b);
@@ -132,31 +194,38 @@ inline void commit_products(Site at) {
   });
 }
 
+// `registers` holds a, or else the descriptor does.
 template <class T, u32 N>
-inline void issue_product(float* d, u64 a, u64 b, bool accumulate, Site at) {
+inline void issue_product(float* d, u64 a, const u32* registers, u64 b, bool transposed, bool accumulate, Site at) {
   struct Operand {
     float* d;
-    u64 a, b;
+    u64 a;
+    const u32* registers;
+    u64 b;
     bool accumulate;
-  } mine = {d, a, b, accumulate};
-  warpgroup_collective("wgmma", at, &mine, [at](Warpgroup& group) {
+  } mine = {d, a, registers, b, accumulate};
+  warpgroup_collective("wgmma", at, &mine, [transposed, at](Warpgroup& group) {
     const Operand& first = *static_cast<Operand*>(group.operands[0]);
-    Wgmma product = {first.a, first.b, {}, first.accumulate, false, group.open_group, perform_wgmma<T, N>};
+    Wgmma product = {};
+    product.a = first.a, product.b = first.b, product.accumulate = first.accumulate;
+    product.from_registers = first.registers != nullptr, product.transposed = transposed;
+    product.group = group.open_group, product.perform = perform_wgmma<T, N>;
     for (u32 thread = 0; thread < 128; thread++) {
       const Operand& operand = *static_cast<Operand*>(group.operands[thread]);
       if (operand.a != first.a || operand.b != first.b || operand.accumulate != first.accumulate) {
         fault(at, "thread %u of the warpgroup has other descriptors or another scale than thread 0", thread);
       }
       product.d[thread] = operand.d;
+      product.registers[thread] = operand.registers;
     }
     if (!group.fenced) fault(at, "the first product of a group, with no wgmma_fence before it");
-    check_descriptor(product.a, 64, at);
-    check_descriptor(product.b, N, at);
+    if (!product.from_registers) check_descriptor(product.a, 64, false, at);
+    check_descriptor(product.b, N, transposed, at);
     if (machine->races.on) {
       if (group.issued == 0) group.agent = machine->races.new_agent();
       group.issued++;
-      note_operand_reads(product.a, 64, group, at);
-      note_operand_reads(product.b, N, group, at);
+      if (!product.from_registers) note_operand_reads(product.a, 64, false, group, at);
+      note_operand_reads(product.b, N, transposed, group, at);
     }
     group.products.push_back(product);
     // They take effect in order: now means now at the latest.

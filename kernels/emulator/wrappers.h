@@ -107,6 +107,11 @@ inline u32 shfl_up(u32 v, u32 delta, SITE) {
 }
 inline u32 shfl(u32 v, u32 lane, SITE) { return emulator::shuffle("shfl", v, lane, at); }
 inline float shfl(float v, u32 lane, SITE) { return emulator::shuffle("shfl", v, lane, at); }
+inline u32 count_lanes(bool v, SITE) {
+  u32 count = v;
+  for (u32 mask = 1; mask < 32; mask *= 2) count += shfl_xor(count, mask, at);
+  return count;
+}
 
 // ---- tensor cores
 
@@ -129,5 +134,10 @@ template <int N>
 inline void cp_async_wait() {
   emulator::wait_for_copies(N);
 }
+
+// ---- launches that overlap
+
+inline void wait_for_previous_kernel() { emulator::machine->current->has_waited = true; }
+inline void let_next_kernel_start(SITE) { emulator::machine->check_waited("it lets the next kernel start", at); }
 
 #undef SITE

@@ -7,6 +7,7 @@ use half::{bf16, f16};
 
 use crate::device::{Allocation, Device};
 use crate::error::DeviceError;
+use crate::staging::Download;
 use crate::stream::CudaStream;
 use crate::{ElementType, Error, Stream};
 
@@ -47,6 +48,38 @@ pub struct DeviceBuffer {
     address: u64,
     len: usize,
     element_type: ElementType,
+}
+
+/// Elements on their way to the host.
+pub struct Reading(Source);
+
+enum Source {
+    Host(Vec<f32>),
+    Device(Download, ElementType),
+}
+
+impl Reading {
+    /// Waits until they have come. An error may be that of any work submitted before.
+    pub fn wait(self) -> Result<Vec<f32>, Error> {
+        match self.0 {
+            Source::Host(values) => Ok(values),
+            Source::Device(download, element_type) => download.wait(|bytes| from_bytes(bytes, element_type)),
+        }
+    }
+}
+
+fn from_bytes(bytes: &[u8], element_type: ElementType) -> Vec<f32> {
+    match element_type {
+        ElementType::F32 => bytemuck::pod_collect_to_vec(bytes),
+        ElementType::F16 => {
+            let values: Vec<f16> = bytemuck::pod_collect_to_vec(bytes);
+            values.iter().map(|x| x.to_f32()).collect()
+        }
+        ElementType::BF16 => {
+            let values: Vec<bf16> = bytemuck::pod_collect_to_vec(bytes);
+            values.iter().map(|x| x.to_f32()).collect()
+        }
+    }
 }
 
 impl Buffer {
@@ -113,19 +146,21 @@ impl Buffer {
             Self::Device(buffer) => {
                 let mut bytes = vec![0u8; len * buffer.element_type.bytes()];
                 buffer.device().download(buffer.address, &mut bytes)?;
-                Ok(match buffer.element_type {
-                    ElementType::F32 => bytemuck::pod_collect_to_vec(&bytes),
-                    ElementType::F16 => {
-                        let values: Vec<f16> = bytemuck::pod_collect_to_vec(&bytes);
-                        values.iter().map(|x| x.to_f32()).collect()
-                    }
-                    ElementType::BF16 => {
-                        let values: Vec<bf16> = bytemuck::pod_collect_to_vec(&bytes);
-                        values.iter().map(|x| x.to_f32()).collect()
-                    }
-                })
+                Ok(from_bytes(&bytes, buffer.element_type))
             }
         }
+    }
+
+    /// Begins to read the first `len` elements: as they are behind all work submitted so far, whatever is submitted later.
+    pub fn read_later(&self, len: usize) -> Result<Reading, Error> {
+        crate::error::check_length("buffer", "elements", self.len(), len)?;
+        Ok(Reading(match self {
+            Self::Host(host) => Source::Host(host.as_slice()[..len].to_vec()),
+            Self::Device(buffer) => {
+                let bytes = len * buffer.element_type.bytes();
+                Source::Device(Download::begin(buffer.device(), buffer.address, bytes)?, buffer.element_type)
+            }
+        }))
     }
 
     /// Number of elements.
@@ -139,6 +174,14 @@ impl Buffer {
     /// Whether there are no elements.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Bytes of an element.
+    pub(crate) fn element_bytes(&self) -> usize {
+        match self {
+            Self::Host(_) => size_of::<f32>(),
+            Self::Device(device) => device.element_type.bytes(),
+        }
     }
 
     /// The elements, if they are on the host.

@@ -56,6 +56,12 @@ pub(crate) fn architecture(compute_capability: (u32, u32)) -> &'static str {
     }
 }
 
+/// Whether the code for a device of this capability waits itself for the kernel before it, so that it may be launched to begin ahead of
+/// that one's end. PTX for 8.0 does not, whatever runs it.
+pub(crate) fn knows_programmatic_launch(compute_capability: (u32, u32)) -> bool {
+    compute_capability >= (9, 0) && architecture(compute_capability) != "compute_80"
+}
+
 /// What turns instances into code for one architecture.
 pub(crate) struct Compiler {
     architecture: &'static str,
@@ -451,6 +457,9 @@ mod tests {
             ((13, 0), "compute_80"),
         ] {
             assert_eq!(architecture(capability), expected, "{capability:?}");
+            // What hardware.cuh tells by the number.
+            let has_instruction = ["sm_90a", "sm_100", "sm_120"].contains(&expected);
+            assert_eq!(knows_programmatic_launch(capability), has_instruction, "{capability:?}");
             assert!(ARCHITECTURES.contains(&expected));
         }
     }

@@ -1,20 +1,21 @@
 //! A GPU, or the emulator in its place: memory, kernels by name, launches, recorded launches.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, ThreadId};
 
 use crate::bench::Variant;
-use crate::compile::Compiler;
+use crate::compile::{Compiler, knows_programmatic_launch};
 use crate::driver::{
     Counters, Driver, EmulatorOptions, Event, Function, Graph, Launch, Properties, Resources, TensorMap,
 };
 use crate::error::DeviceError;
 use crate::params::{Instance, ParameterBlock, narrow};
+use crate::profile::{Detail, Profiler};
+use crate::staging::{Pool, Ring, download};
 use crate::{ElementType, Error};
 
-/// Pinned memory through which everything goes to the device and back.
-const STAGING_BYTES: usize = 32 << 20;
 /// Alignment of the parts of one allocation: a whole number of memory transactions.
 const ALIGNMENT: usize = 256;
 /// Runs kernels one at a time, so that a failure is that of the kernel named.
@@ -28,14 +29,31 @@ pub(crate) struct Device {
     properties: Properties,
     compiler: Compiler,
     functions: Mutex<HashMap<String, Loaded>>,
-    staging: Mutex<Staging>,
+    /// Taken out when the device is dropped, and never before.
+    uploads: Mutex<Option<Ring>>,
+    downloads: Mutex<Pool>,
     /// Launches of one thread that are being recorded instead of submitted.
     recording: Mutex<Option<Recorder>>,
-    /// Kernels submitted since the stream was last waited for.
-    under_way: Mutex<Vec<String>>,
+    under_way: Mutex<UnderWay>,
+    profiler: Profiler,
     is_synchronous: bool,
     is_portable: bool,
+    /// Whether a launch may begin before the one ahead of it has ended.
+    is_programmatic: AtomicBool,
 }
+
+/// What has been submitted since the stream was last seen at rest.
+#[derive(Default)]
+struct UnderWay {
+    /// Distinct kernels.
+    kernels: Vec<String>,
+    /// Kernels and graphs submitted in all.
+    count: u64,
+}
+
+/// How much has been submitted so far.
+#[derive(Clone, Copy)]
+pub(crate) struct Moment(u64);
 
 /// Launches of one thread, and the distinct kernels among them.
 struct Recorder {
@@ -51,16 +69,6 @@ pub(crate) struct Loaded {
     function: Function,
     resources: Resources,
 }
-
-/// Host memory that the device copies from and to.
-struct Staging {
-    memory: *mut u8,
-    /// Bytes that copies under way may still read.
-    used: usize,
-}
-
-// SAFETY: the memory is used under the lock around this alone.
-unsafe impl Send for Staging {}
 
 /// Device memory, freed when the last part of it is dropped.
 pub(crate) struct Allocation {
@@ -114,17 +122,20 @@ impl Device {
     }
 
     fn open(driver: Driver, properties: Properties) -> Result<Arc<Self>, Error> {
-        let memory = driver.allocate_pinned(STAGING_BYTES)?;
+        let uploads = Ring::new(&driver)?;
         Ok(Arc::new(Self {
             compiler: Compiler::new(properties.compute_capability, properties.driver_version.0),
             driver,
             properties,
             functions: Mutex::default(),
-            staging: Mutex::new(Staging { memory, used: 0 }),
+            uploads: Mutex::new(Some(uploads)),
+            downloads: Mutex::default(),
             recording: Mutex::default(),
             under_way: Mutex::default(),
+            profiler: Profiler::default(),
             is_synchronous: is_set(SYNCHRONOUS_VARIABLE),
             is_portable: is_set(PORTABLE_VARIABLE),
+            is_programmatic: AtomicBool::new(false),
         }))
     }
 
@@ -135,6 +146,12 @@ impl Device {
     /// Whether kernels that only Hopper runs are to be launched.
     pub(crate) fn is_hopper(&self) -> bool {
         self.properties.compute_capability == (9, 0) && !self.is_portable
+    }
+
+    /// From now on, lets a kernel begin before the one launched ahead of it has ended, or not; where kernels cannot, it stays so.
+    pub(crate) fn set_programmatic_launch(&self, is_wanted: bool) {
+        let is_possible = knows_programmatic_launch(self.properties.compute_capability);
+        self.is_programmatic.store(is_wanted && is_possible, Ordering::Relaxed);
     }
 
     /// Free memory and memory in all.
@@ -170,63 +187,69 @@ impl Device {
             .collect();
         // The last part is not rounded up: a kernel that leaves it leaves the allocation, where tools see it.
         let total = offsets.last().zip(lengths.last()).map_or(0, |(offset, len)| offset + len);
-        let address = self.driver.allocate(total).map_err(|error| self.name_kernels(error, &[]))?;
+        let address = self.driver.allocate(total).map_err(|error| self.name_under_way(error))?;
         let allocation = Arc::new(Allocation { device: Arc::clone(self), address });
         Ok((allocation, offsets.into_iter().map(|offset| address + offset as u64).collect()))
     }
 
     /// Copies `bytes` to `address`, in the order of the stream. When this returns they may change.
     pub(crate) fn upload(&self, address: u64, bytes: &[u8]) -> Result<(), Error> {
-        let mut staging = lock(&self.staging);
-        let mut done = 0;
-        while done < bytes.len() {
-            if staging.used == STAGING_BYTES {
-                self.synchronize_locked(&mut staging)?;
+        match &mut *lock(&self.uploads) {
+            Some(ring) => {
+                ring.upload(&self.driver, address, bytes).map_err(|error| self.name_under_way(error))
             }
-            let len = (bytes.len() - done).min(STAGING_BYTES - staging.used);
-            // SAFETY: `used + len` is within the staging memory, and no copy under way uses what lies behind `used`.
-            let part = unsafe { staging.memory.add(staging.used) };
-            // SAFETY: `len` bytes are there on both sides, and staging memory is no slice of ours.
-            unsafe { part.copy_from_nonoverlapping(bytes[done..].as_ptr(), len) };
-            // SAFETY: what lies before `used` stays as it is until the stream has been waited for.
-            unsafe { self.driver.copy_to_device(address + done as u64, part, len) }
-                .map_err(|error| self.name_kernels(error, &[]))?;
-            staging.used += len;
-            done += len;
+            None => Ok(()),
         }
-        // Parts that follow start aligned.
-        staging.used = staging.used.next_multiple_of(ALIGNMENT).min(STAGING_BYTES);
-        Ok(())
     }
 
-    /// Waits for the stream and copies from `address`.
-    pub(crate) fn download(&self, address: u64, bytes: &mut [u8]) -> Result<(), Error> {
-        let mut staging = lock(&self.staging);
-        self.synchronize_locked(&mut staging)?;
-        for (i, part) in bytes.chunks_mut(STAGING_BYTES).enumerate() {
-            // SAFETY: a part fits the staging memory, which nobody else uses: its lock is held, and the stream has been waited for.
-            unsafe {
-                self.driver.copy_to_host(staging.memory, address + (i * STAGING_BYTES) as u64, part.len())
-            }
-            .map_err(|error| self.name_kernels(error, &[]))?;
-            self.synchronize_locked(&mut staging)?;
-            // SAFETY: as above, and the copy is done.
-            unsafe { part.as_mut_ptr().copy_from_nonoverlapping(staging.memory, part.len()) };
-        }
-        Ok(())
+    /// Copies from `address`, once all work submitted so far is done.
+    pub(crate) fn download(self: &Arc<Self>, address: u64, bytes: &mut [u8]) -> Result<(), Error> {
+        download(self, address, bytes)
+    }
+
+    pub(crate) fn driver(&self) -> &Driver {
+        &self.driver
+    }
+
+    /// Host memory for downloads.
+    pub(crate) fn pool(&self) -> MutexGuard<'_, Pool> {
+        lock(&self.downloads)
     }
 
     /// Waits until everything submitted is done.
     pub(crate) fn synchronize(&self) -> Result<(), Error> {
-        self.synchronize_locked(&mut lock(&self.staging))
+        let moment = self.moment();
+        // Of a device that is lost later calls name the same kernels.
+        self.driver.synchronize().map_err(|error| self.name_under_way(error))?;
+        self.has_reached(moment);
+        Ok(())
     }
 
-    fn synchronize_locked(&self, staging: &mut Staging) -> Result<(), Error> {
-        // Of a device that is lost later calls name the same kernels.
-        self.driver.synchronize().map_err(|error| self.name_kernels(error, &[]))?;
-        staging.used = 0;
-        lock(&self.under_way).clear();
+    /// Waits until the stream has come to an event, that was recorded at this moment.
+    pub(crate) fn wait(&self, event: &Event, moment: Moment) -> Result<(), Error> {
+        self.driver.wait(event).map_err(|error| self.name_under_way(error))?;
+        self.has_reached(moment);
         Ok(())
+    }
+
+    /// Now.
+    pub(crate) fn moment(&self) -> Moment {
+        Moment(lock(&self.under_way).count)
+    }
+
+    /// Takes note that what was submitted up to then is done.
+    fn has_reached(&self, moment: Moment) {
+        let mut under_way = lock(&self.under_way);
+        if under_way.count == moment.0 {
+            under_way.kernels.clear();
+        }
+    }
+
+    /// Takes note of kernels that are submitted.
+    fn submits(&self, kernels: &[String]) {
+        let mut under_way = lock(&self.under_way);
+        under_way.count += 1;
+        kernels.iter().for_each(|kernel| note(&mut under_way.kernels, kernel));
     }
 
     /// Loads `instance`, compiled if need be.
@@ -278,16 +301,16 @@ impl Device {
         }
         #[cfg(test)]
         crate::launched::note(&instance.name);
-        let Loaded { function, .. } =
-            self.function(instance).map_err(|error| self.name_kernels(error, &[]))?;
+        let Loaded { function, .. } = self.function(instance).map_err(|error| self.name_under_way(error))?;
         let resident = self.properties.num_sms * instance.blocks_per_sm / instance.cluster;
-        let encode = |map| self.driver.encode(map).map_err(|error| self.name_kernels(error, &[]));
+        let encode = |map| self.driver.encode(map).map_err(|error| self.name_under_way(error));
         let launch = Launch {
             function,
             blocks: narrow(items).min(resident.max(1)) * instance.cluster,
             threads: instance.threads,
             shared_bytes: instance.shared_bytes,
             cluster: instance.cluster,
+            is_programmatic: self.is_programmatic.load(Ordering::Relaxed),
             maps: maps.iter().map(encode).collect::<Result<_, _>>()?,
             pointers: pointers.to_vec(),
             params: words(params),
@@ -299,7 +322,10 @@ impl Device {
             note(&mut recorder.kernels, &instance.name);
             return Ok(());
         }
-        note(&mut lock(&self.under_way), &instance.name);
+        self.submits(std::slice::from_ref(&instance.name));
+        if self.profiler.is_timed(Detail::Kernels) {
+            self.profiler.note_launch(&instance.name);
+        }
         let refused = |error| self.name_kernels(error, std::slice::from_ref(&instance.name));
         self.driver.launch(&launch).map_err(refused)?;
         if self.is_synchronous { self.synchronize() } else { Ok(()) }
@@ -310,12 +336,17 @@ impl Device {
         self.is_synchronous
     }
 
+    /// Names the kernels under way in an error of a device that is lost.
+    pub(crate) fn name_under_way(&self, error: Error) -> Error {
+        self.name_kernels(error, &[])
+    }
+
     /// Names kernels in the driver's errors: those under way on a device that is lost, and `launched` where it refused these.
     fn name_kernels(&self, error: Error, launched: &[String]) -> Error {
         let Error::Device(device_error) = error else { return error };
         match *device_error {
             DeviceError::Lost { device, call, code, text, .. } => {
-                let kernels = lock(&self.under_way).clone();
+                let kernels = lock(&self.under_way).kernels.clone();
                 DeviceError::Lost { device, call, code, text, kernels }.into()
             }
             DeviceError::Driver { call, code, text } if !launched.is_empty() => {
@@ -338,7 +369,7 @@ impl Device {
     }
 
     fn replay(&self, recording: &Recording) -> Result<(), Error> {
-        recording.kernels.iter().for_each(|kernel| note(&mut lock(&self.under_way), kernel));
+        self.submits(&recording.kernels);
         self.driver.replay(&recording.graph).map_err(|error| self.name_kernels(error, &recording.kernels))
     }
 
@@ -368,6 +399,20 @@ impl Device {
         events.windows(2).map(|pair| self.driver.elapsed_ms(&pair[0], &pair[1])).collect()
     }
 
+    pub(crate) fn profiler(&self) -> &Profiler {
+        &self.profiler
+    }
+
+    /// A moment in the stream's work, behind everything submitted so far.
+    pub(crate) fn record_event(&self) -> Result<Event, Error> {
+        self.driver.record()
+    }
+
+    /// Milliseconds from one moment to a later one, once the stream has come there.
+    pub(crate) fn elapsed_ms(&self, start: &Event, end: &Event) -> Result<f32, Error> {
+        self.driver.elapsed_ms(start, end)
+    }
+
     /// Milliseconds that `work` takes on the device.
     pub(crate) fn time(&self, work: impl FnOnce() -> Result<(), Error>) -> Result<f32, Error> {
         let start: Event = self.driver.record()?;
@@ -381,7 +426,8 @@ impl Device {
 impl Drop for Device {
     fn drop(&mut self) {
         let _ = self.driver.synchronize();
-        self.driver.free_pinned(lock(&self.staging).memory, STAGING_BYTES);
+        lock(&self.uploads).take().into_iter().for_each(|ring| ring.free(&self.driver));
+        std::mem::take(&mut *lock(&self.downloads)).free(&self.driver);
     }
 }
 

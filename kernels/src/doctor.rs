@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 
 use crate::catalog;
-use crate::compile::{Cache, Compiler, architecture};
+use crate::compile::{Cache, Compiler, architecture, knows_programmatic_launch};
 use crate::driver::{self, Properties};
 use crate::nvrtc::NvrtcSearch;
 use crate::params::Instance;
@@ -31,6 +31,8 @@ pub struct FoundDevice {
     pub properties: Properties,
     /// What kernels are compiled for on it; none if it is too old for them.
     pub architecture: Option<&'static str>,
+    /// Whether a kernel can begin on it before the one ahead of it has ended.
+    pub programmatic_launch: bool,
     /// Memory that nobody uses; none if it could not be asked.
     pub free_bytes: Option<u64>,
     /// How it went to run a kernel.
@@ -152,7 +154,13 @@ fn tried(ordinal: usize, properties: Properties) -> FoundDevice {
         _ => None,
     };
     let tried = stream.and_then(|stream| stream.check());
-    FoundDevice { architecture: architecture_of(&properties), properties, free_bytes, tried }
+    FoundDevice {
+        architecture: architecture_of(&properties),
+        programmatic_launch: knows_programmatic_launch(properties.compute_capability),
+        properties,
+        free_bytes,
+        tried,
+    }
 }
 
 impl Findings {

@@ -81,6 +81,9 @@ DEV u32 shfl_up(u32 v, u32 delta) { return __shfl_up_sync(0xffffffffu, v, delta)
 DEV u32 shfl(u32 v, u32 lane) { return __shfl_sync(0xffffffffu, v, lane); }
 DEV float shfl(float v, u32 lane) { return __shfl_sync(0xffffffffu, v, lane); }
 
+// How many lanes say so.
+DEV u32 count_lanes(bool v) { return __popc(__ballot_sync(0xffffffffu, v)); }
+
 // ---- tensor cores: PTX ISA, "Matrix fragments for mma.m16n8k16" and "ldmatrix"
 
 // Four 8 x 8 matrices of 16-bit elements; lane `8 i + r` gives the address of row `r` of matrix `i`.
@@ -111,6 +114,26 @@ DEV void cp_async16(u32 destination, const void* source, bool valid) {
 DEV void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Waits until at most `N` of this thread's groups are under way.
 template <int N> DEV void cp_async_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
+
+// ---- launches that overlap: PTX ISA, "griddepcontrol". GPUs before Hopper do not know them.
+
+// Every kernel calls both, in this order, in all its threads. Before the first it touches nothing in global memory, hints aside.
+
+// Waits until the kernel before this one has ended and all its writes can be seen, where this one was launched to begin before that. As
+// no block ends without it, a kernel that has ended says the same of all before it.
+DEV void wait_for_previous_kernel() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+// Lets the next kernel begin, up to its own wait, as soon as every block has come here. Right behind the wait: then all blocks of this kernel
+// have their places, so those of the next take what is left over and nothing from anyone, however early they come. And not before the wait:
+// then kernels without number would begin ahead of their time, and one would not know that its predecessors but the last have ended.
+DEV void let_next_kernel_start() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
 
 #else
 

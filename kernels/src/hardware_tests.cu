@@ -10,6 +10,8 @@ struct HardwareTestParams {
 // `fragments`, [25, 32]: what each lane gets, word by word. `floats`, [4, num_floats]: 2^x, 1/x, 1/sqrt(x), x rounded to T and back.
 template <class T>
 KERNEL(32) hardware_test(u32* fragments, float* floats, const T* a, const T* b, const float* x, HardwareTestParams p) {
+  wait_for_previous_kernel();
+  let_next_kernel_start();
   const u32 lane = threadIdx.x, smem = smem_base();
   u32 word = 0;
   auto store = [&](u32 value) { fragments[word++ * 32 + lane] = value; };

@@ -36,7 +36,7 @@ pub(crate) fn instances() -> Vec<Instance> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::driver::TensorMap;
+    use crate::driver::{Heads, TensorMap};
     use crate::params::narrow;
     use crate::test_devices::{HOPPER, OPERAND_TYPES, under_schedules_on};
     use crate::{Buffer, Role, Stream};
@@ -53,7 +53,12 @@ mod tests {
     /// 32-bit words: of boxes, of a thread's sums, of the matrices that stmatrix stores.
     const BOX_WORDS: usize = (64 + 256) * 32;
     const SUMS: usize = 32 + 64 + 128;
-    const BLOCK_WORDS: usize = BOX_WORDS + 128 * SUMS + 64 * 8;
+    const REGISTER_SUMS: usize = 32 + SUMS;
+    const BLOCK_WORDS: usize = BOX_WORDS + 128 * (SUMS + REGISTER_SUMS) + 64 * 32 + 64 * 8;
+    /// a's rows as so many heads of so many columns; heads of a box; where it begins: column, head and row.
+    const HEADS: (usize, usize) = (3, 24);
+    const BOX_HEADS: usize = 2;
+    const HEADS_ORIGIN: (usize, usize, usize) = (8, 2, 80);
 
     /// Small integers: every product and sum is exact. Nothing lies outside.
     fn a(row: usize, column: usize) -> f32 {
@@ -77,15 +82,32 @@ mod tests {
         ((word / 4) ^ (row % 8)) * 8 + word % 4 * 2
     }
 
-    /// What the manual says that thread `thread` holds of a product with the first `n` rows of b ("Register fragments and shared memory
-    /// matrix layouts").
-    fn sums(thread: usize, n: usize) -> impl Iterator<Item = f32> {
+    /// What the manual says that thread `thread` holds of a product with `n` columns ("Register fragments and shared memory matrix
+    /// layouts"); `left(row, k)` and `right(column, k)` are the operands.
+    fn sums(
+        thread: usize,
+        n: usize,
+        left: impl Fn(usize, usize) -> f32,
+        right: impl Fn(usize, usize) -> f32,
+    ) -> impl Iterator<Item = f32> {
         let (warp, r, c) = (thread / 32, thread % 32 / 4, thread % 4);
         (0..n / 2).map(move |i| {
             let (group, half, e) = (i / 4, i / 2 % 2, i % 2);
             let (row, column) = (16 * warp + r + 8 * half, 8 * group + 2 * c + e);
-            (0..BOX).map(|k| a(A_ORIGIN.0 + row, A_ORIGIN.1 + k) * b(column, k)).sum()
+            (0..BOX).map(|k| left(row, k) * right(column, k)).sum()
         })
+    }
+
+    /// The operand that the threads make up in registers.
+    fn register_element(row: usize, k: usize) -> f32 {
+        ((row * 5 + k * 7) % 9) as f32 - 4.0
+    }
+
+    /// The element of a's map with heads at a place of the box, whose lines are the heads of a row and then those of the next.
+    fn head_element(line: usize, column: usize) -> f32 {
+        let (column, head) = (HEADS_ORIGIN.0 + column, HEADS_ORIGIN.1 + line % BOX_HEADS);
+        let is_inside = column < HEADS.1 && head < HEADS.0;
+        if is_inside { a(HEADS_ORIGIN.2 + line / BOX_HEADS, head * HEADS.1 + column) } else { 0.0 }
     }
 
     fn expected(element_type: ElementType) -> Vec<u32> {
@@ -104,7 +126,20 @@ mod tests {
             }));
         }
         for thread in 0..128 {
-            words.extend([64, 128, 256].into_iter().flat_map(|n| sums(thread, n)).map(f32::to_bits));
+            let left = |row, k| a(A_ORIGIN.0 + row, A_ORIGIN.1 + k);
+            words.extend([64, 128, 256].into_iter().flat_map(|n| sums(thread, n, left, b)).map(f32::to_bits));
+        }
+        for thread in 0..128 {
+            words.extend(sums(thread, 64, register_element, b).map(f32::to_bits));
+            let transposed = |column: usize, k| b(column / BOX * BOX + k, column % BOX);
+            let sums = |n| sums(thread, n, register_element, transposed);
+            words.extend([64, 128, 256].into_iter().flat_map(sums).map(f32::to_bits));
+        }
+        for line in 0..64 {
+            words.extend((0..32).map(|word| {
+                let column = swizzled_element(line, word);
+                pair(head_element(line, column), head_element(line, column + 1))
+            }));
         }
         for row in 0..64 {
             // Matrices 0 and 1 are rows 0 to 7 and 8 to 15 of a warp's left half, 2 and 3 of the right.
@@ -142,12 +177,19 @@ mod tests {
             address: address(buffer),
             rows,
             columns,
+            stride: columns,
+            heads: None,
             element_type,
             box_rows,
             box_columns: narrow(BOX),
             is_swizzled: true,
         };
-        let maps = [map(&left, A, 64), map(&right, B, 128), map(&out, OUT, 64)];
+        let heads = TensorMap {
+            columns: HEADS.1,
+            heads: Some(Heads { count: HEADS.0, box_heads: narrow(BOX_HEADS) }),
+            ..map(&left, A, narrow(64 / BOX_HEADS))
+        };
+        let maps = [map(&left, A, 64), map(&right, B, 128), heads, map(&out, OUT, 64)];
         let params = HopperTestParams { block_words: narrow(BLOCK_WORDS), unused: 0 };
         instance.launch_mapped(cuda.device(), 1, &maps, &[address(&words)], &params).unwrap();
 

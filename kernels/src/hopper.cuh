@@ -50,7 +50,11 @@ DEV void proxy_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memo
 DEV void tma_load(u32 destination, const TensorMap* map, u32 barrier, i32 x, i32 y) {
   asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(destination), "l"(map), "r"(barrier), "r"(x), "r"(y) : "memory");
 }
-// The same to the same place in every block of the cluster whose bit is set in `blocks`; each counts the bytes at its own barrier.
+// Of a map with heads, the box at column `x`, head `y`, row `z`: in shared memory the heads of a row one after the other.
+DEV void tma_load(u32 destination, const TensorMap* map, u32 barrier, i32 x, i32 y, i32 z) {
+  asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], [%2];" ::"r"(destination), "l"(map), "r"(barrier), "r"(x), "r"(y), "r"(z) : "memory");
+}
+// The matrix's to the same place in every block of the cluster whose bit is set in `blocks`; each counts the bytes at its own barrier.
 DEV void tma_load_multicast(u32 destination, const TensorMap* map, u32 barrier, i32 x, i32 y, u32 blocks) {
   asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%3, %4}], [%2], %5;" ::"r"(destination), "l"(map), "r"(barrier), "r"(x), "r"(y), "h"((u16)blocks) : "memory");
 }
@@ -77,6 +81,9 @@ DEV void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "m
 template <int N> DEV void wgmma_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory"); }
 // d[64, n] = a[64, 16] * b[n, 16] transposed, plus d if `accumulate`, for n = 64, 128, 256; f32 sums. Operands by descriptors.
 template <class T, u32 N> DEV void wgmma(float (&d)[N], u64 a, u64 b, u32 accumulate);
+// The same with a in registers, as the left operand of `mma16816`: each warp has 16 rows. They stay as they are until the wait. With
+// TRANSPOSED the rows of b in shared memory are of k, not of n: `wgmma_transposed_operand`.
+template <class T, bool TRANSPOSED, u32 N> DEV void wgmma_registers(float (&d)[N], const u32 (&a)[4], u64 b, u32 accumulate);
 #define D8(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
 #define D32(i) D8(i), D8(i + 8), D8(i + 16), D8(i + 24)
 #define D64(i) D32(i), D32(i + 32)
@@ -104,6 +111,21 @@ WGMMA(bf16, "bf16", "128", 64, "64", "65", "66")
 WGMMA(f16, "f16", "256", 128, "128", "129", "130")
 WGMMA(bf16, "bf16", "256", 128, "128", "129", "130")
 #undef WGMMA
+#define WGMMA_REGISTERS(type, name, n, half, transposed, a0, a1, a2, a3, b, accumulate) \
+  template <> DEV void wgmma_registers<type, transposed, half>(float (&d)[half], const u32 (&a)[4], u64 desc_b, u32 add) { \
+    asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, %" accumulate ", 0;\n" \
+                 "wgmma.mma_async.sync.aligned.m64n" n "k16.f32." name "." name " {" REGISTERS##half "}, {%" a0 ", %" a1 ", %" a2 ", %" a3 "}, %" b ", add, 1, 1, " #transposed ";\n}" \
+                 : D##half(0) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(desc_b), "r"(add)); \
+  }
+WGMMA_REGISTERS(f16, "f16", "64", 32, 0, "32", "33", "34", "35", "36", "37")
+WGMMA_REGISTERS(bf16, "bf16", "64", 32, 0, "32", "33", "34", "35", "36", "37")
+WGMMA_REGISTERS(f16, "f16", "64", 32, 1, "32", "33", "34", "35", "36", "37")
+WGMMA_REGISTERS(bf16, "bf16", "64", 32, 1, "32", "33", "34", "35", "36", "37")
+WGMMA_REGISTERS(f16, "f16", "128", 64, 1, "64", "65", "66", "67", "68", "69")
+WGMMA_REGISTERS(bf16, "bf16", "128", 64, 1, "64", "65", "66", "67", "68", "69")
+WGMMA_REGISTERS(f16, "f16", "256", 128, 1, "128", "129", "130", "131", "132", "133")
+WGMMA_REGISTERS(bf16, "bf16", "256", 128, 1, "128", "129", "130", "131", "132", "133")
+#undef WGMMA_REGISTERS
 #undef REGISTERS32
 #undef REGISTERS64
 #undef REGISTERS128
@@ -112,18 +134,21 @@ WGMMA(bf16, "bf16", "256", 128, "128", "129", "130")
 #undef D64
 #undef D128
 
+// Has `x`, which is not negative, computed by here: a branch that is never taken. No value depends on a wait for products, so without it
+// the compiler has them all waited for first, and then computes what was to be computed meanwhile.
+DEV void computed(float x) { asm volatile("{\n.reg .pred never;\nsetp.lt.f32 never, %0, 0f00000000;\n@never trap;\n}" ::"f"(x) : "memory"); }
+
 // Four 8 x 8 matrices of 16-bit elements to shared memory, laid out in registers as those of `ldmatrix4`.
 DEV void stmatrix4(u32 address, u32 r0, u32 r1, u32 r2, u32 r3) {
   asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(r0), "r"(r1), "r"(r2), "r"(r3) : "memory");
 }
 
-// ---- launch
-
-// Waits until the kernels before this one are done, if it was launched to begin before they are: what they write may not be read earlier.
-DEV void wait_for_previous_kernel() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-
 // ---- registers: moved between the warpgroups of a block, each as a whole; only under KERNEL_MIN_BLOCKS, which fixes the number at entry
 
+// `threadIdx.x`, read anew: what is computed from it stays where it is written, and holds no registers before.
+DEV u32 thread_index() { u32 index; asm volatile("mov.u32 %0, %%tid.x;" : "=r"(index)); return index; }
+// The same number, of which the compiler knows nothing: what is computed from it is computed where it is written.
+DEV u32 opaque(u32 x) { asm volatile("" : "+r"(x)); return x; }
 template <int N> DEV void take_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N)); }
 template <int N> DEV void give_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N)); }
 
@@ -139,4 +164,10 @@ template <int N> DEV void give_registers() { asm volatile("setmaxnreg.dec.sync.a
 // 128 bytes as a tensor map does it. 16 elements further along k are 32 bytes further.
 DEV u64 wgmma_operand(u32 address) {
   return (u64)(address >> 4 & 0x3fff) | (u64)1 << 16 | (u64)(1024 >> 4) << 32 | (u64)1 << 62;
+}
+
+// The same of an operand whose rows are of k: 64 columns of n, 128 bytes, swizzled alike; further columns `block_bytes` on, in a block of
+// their own. 16 elements further along k are 16 rows further.
+DEV u64 wgmma_transposed_operand(u32 address, u32 block_bytes) {
+  return (wgmma_operand(address) & ~((u64)0x3fff << 16)) | (u64)(block_bytes >> 4 & 0x3fff) << 16;
 }

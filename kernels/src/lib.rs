@@ -31,6 +31,7 @@ mod operands;
 mod params;
 mod row;
 mod shared_mut;
+mod staging;
 mod stream;
 mod table;
 #[cfg(test)]
@@ -54,13 +55,14 @@ pub mod l2_normalize;
 pub mod layout;
 pub mod pack_weights;
 pub mod pool;
+pub mod profile;
 pub mod rms_norm;
 pub mod rope;
 pub mod row_dot;
 pub mod sandwich_norm;
 pub mod token_compress;
 
-pub use buffer::{Buffer, HostBuffer, Role};
+pub use buffer::{Buffer, HostBuffer, Reading, Role};
 pub use catalog::{CompiledInstance, EmulatorUnit, compile_all, emulator_units};
 pub use cost::Cost;
 pub use device::LoadedKernel;

@@ -30,6 +30,7 @@ type Check = fn(&Stream) -> Result<(), String>;
 const CHECKS: &[(&str, (u32, u32), Check)] = &[
     ("add_layer_norm", PORTABLE, crate::add_layer_norm::cuda_tests::check),
     ("attention", PORTABLE, crate::attention::cuda_tests::check),
+    ("attention_hopper", HOPPER, crate::attention::hopper_tests::check),
     ("copy_block", PORTABLE, crate::copy_block::cuda_tests::check),
     ("embed", PORTABLE, crate::embed::cuda_tests::check),
     ("embed_layer_norm", PORTABLE, crate::embed_layer_norm::cuda_tests::check),

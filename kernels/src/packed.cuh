@@ -18,9 +18,11 @@ struct Span {
   u32 key_start, num_keys;
 };
 
-// Queries TILE_ROWS * block .. of a span.
+// Queries TILE_ROWS * block .. of a span. A span's tiles stand together, in ascending order; behind the last of all stands
+// one that only has `work_before`.
 struct Tile {
   u32 span, block;
+  u32 work_before;  // of all earlier tiles: blocks of 64 keys that their queries see, windows aside, and 1 for each tile
 };
 constexpr u32 TILE_ROWS = 64;
 

@@ -6,6 +6,7 @@ use crate::device::{Device, LoadedKernel, Recordings};
 use crate::driver::{Counters, EmulatorOptions, Properties};
 use crate::error::DeviceError;
 use crate::l2_normalize::l2_normalize;
+use crate::profile::Profiler;
 use crate::{Buffer, ElementType, Error, Role};
 
 /// A place to run kernels.
@@ -22,6 +23,7 @@ pub enum Stream {
 /// A pool of compute threads.
 pub struct CpuStream {
     pool: rayon::ThreadPool,
+    profiler: Profiler,
 }
 
 /// A GPU and the type in which it multiplies.
@@ -54,6 +56,14 @@ impl Stream {
             return Err(DeviceError::FullPrecision.into());
         }
         Ok(Self::Cuda(CudaStream { device: device()?, operand_type }))
+    }
+
+    /// Whether a GPU may begin a kernel before the one ahead of it has ended, to hide the time between the two: programmatic dependent
+    /// launch. Off at first; without effect where kernels cannot, see [`doctor::FoundDevice`](crate::doctor::FoundDevice).
+    pub fn set_programmatic_launch(&self, is_wanted: bool) {
+        if let Self::Cuda(cuda) = self {
+            cuda.device.set_programmatic_launch(is_wanted);
+        }
     }
 
     /// Runs `work` where kernels called from it start without a hand-over: inside the pool of a CPU stream.
@@ -172,7 +182,9 @@ impl<K: std::hash::Hash + Eq> Graphs<K> {
         work: impl FnOnce() -> Result<(), E>,
     ) -> Result<(), E> {
         match stream {
-            Stream::Cuda(cuda) if self.is_enabled && !cuda.device.is_synchronous() => {
+            Stream::Cuda(cuda)
+                if self.is_enabled && !cuda.device.is_synchronous() && !stream.times_kernels() =>
+            {
                 self.recordings.run(&cuda.device, key, work)
             }
             _ => work(),
@@ -201,13 +213,17 @@ impl CpuStream {
             .num_threads(threads)
             .thread_name(|i| format!("outcrop-{i}"))
             .build()
-            .map(|pool| Arc::new(Self { pool }))
+            .map(|pool| Arc::new(Self { pool, profiler: Profiler::default() }))
             .map_err(|source| Error::ThreadPool { threads, source })
     }
 
     /// Runs `work` inside the pool, so that kernels called from it start without a thread hand-over.
     pub fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
         self.pool.install(work)
+    }
+
+    pub(crate) fn profiler(&self) -> &Profiler {
+        &self.profiler
     }
 
     /// Compute threads.

@@ -56,6 +56,14 @@ impl<'a> Table<'a> {
         self.len() == 0
     }
 
+    /// Bytes of an element.
+    pub(crate) fn element_bytes(&self) -> usize {
+        match self {
+            Self::Mapped(elements) => elements.element_type().bytes(),
+            Self::Resident(table) => table.elements.element_type().bytes(),
+        }
+    }
+
     pub(crate) fn mapped(&self) -> Result<Elements<'a>, Error> {
         match self {
             Self::Mapped(elements) => Ok(*elements),

@@ -139,14 +139,23 @@ pub(crate) fn rms_norm(x: &[f64], weight: &[f32], eps: f32) -> (Vec<f64>, f64) {
 /// How far the kernels may be off [`rms_norm`] before they round to the operand type, relative.
 pub(crate) const RMS_NORM_BOUND: f64 = 18.0 * UNIT;
 
-/// Shapes for the kernels of row.cuh: of every instance one with more rows than an emulated device takes at a time.
-pub(crate) const NORM_SHAPES: [(usize, usize); 7] =
-    [(1, 8), (100, 72), (5, 1000), (50, 1032), (26, 2304), (2, 4096), (14, 4104)];
+/// Shapes for the norms of row.cuh that encoders have: of every instance one with more rows than an emulated device takes at
+/// a time, and not all of the same width as what a block holds.
+pub(crate) const ENCODER_NORMS: [(usize, usize); 9] =
+    [(1, 8), (7, 72), (99, 344), (74, 504), (50, 648), (50, 1024), (7, 2056), (7, 6144), (4, 6152)];
+/// The same for those of decoders.
+pub(crate) const DECODER_NORMS: [(usize, usize); 8] =
+    [(1, 8), (7, 72), (26, 1800), (17, 2304), (11, 3080), (7, 2312), (7, 6144), (4, 6152)];
 
 /// Calls `test` with no row, one and several of widths that the models have, and the limits of every instance.
 pub(crate) fn every_norm(test: impl Fn(&Stream, usize, usize) -> Checked) {
     for stream in OPERAND_TYPES.into_iter().filter_map(device) {
-        for hidden in [8, 64, 384, 768, 1024, 1032, 2048, 2304, 3584, 4096, 5120, 8192] {
+        #[rustfmt::skip]
+        let widths = [
+            8, 64, 256, 264, 384, 392, 512, 520, 640, 648, 768, 896, 904, 1024, 1032, 1792, 1800, 2048, 2056, 2304, 2312, 3072, 3080,
+            3584, 3592, 4096, 4104, 5120, 6144, 6152, 8192,
+        ];
+        for hidden in widths {
             for rows in [0, 1, 17] {
                 test(&stream, rows, hidden).unwrap();
             }

@@ -16,4 +16,4 @@ mod weights;
 pub use encoder::Pooling;
 pub use error::Error;
 pub use outcrop_kernels as kernels;
-pub use outcrop_kernels::{CpuStream, ElementType, Stream};
+pub use outcrop_kernels::{CpuStream, ElementType, Reading, Stream};

@@ -35,11 +35,11 @@ pub use outcrop_models::encoder::Pooling;
 pub use outcrop_models::input::{PairSequence, Sequence};
 
 pub use outcrop_models::kernels::{
-    Cost, ElementType, EmulatorOptions, Error as KernelError, LoadedKernel, Stream, bench, doctor,
+    Cost, ElementType, EmulatorOptions, Error as KernelError, LoadedKernel, Stream, bench, doctor, profile,
 };
 
 pub use device::{Device, DeviceChoice, Gpus, ParseDeviceError};
-pub use engine::{Embedding, Engine, LayerScore, Ranked, Ranking, Score};
+pub use engine::{Embedding, Engine, LayerScore, Ranked, Ranking, Score, Timings};
 pub use error::Error;
 pub use options::{Dtype, EmbedOptions, EngineOptions, ScoreOptions};
 pub use schedule::{Compression, Cutoffs, Warning};

@@ -21,6 +21,9 @@ pub struct EngineOptions {
     pub device: Device,
     /// Whether a GPU records the launches of a run and replays them for later ones. Results do not depend on it.
     pub graphs: bool,
+    /// Whether a GPU may begin a kernel before the one ahead of it has ended, to hide the time between the two: programmatic dependent
+    /// launch, of GPUs of compute capability 9.0 and newer. Off until it has been measured. Results do not depend on it.
+    pub programmatic_launch: bool,
     /// The type in which matrices are held, and on a GPU multiplied.
     pub dtype: Dtype,
     /// LoRA adapters, merged in this order while a decoder is read.
@@ -42,6 +45,7 @@ impl Default for EngineOptions {
             batch_tokens: None,
             device: Device::Auto,
             graphs: true,
+            programmatic_launch: false,
             dtype: Dtype::Auto,
             adapters: Vec::new(),
             heads: None,

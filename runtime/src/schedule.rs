@@ -2,7 +2,7 @@
 
 use outcrop_loader::{AllowedCutoffs, DecoderConfig};
 use outcrop_models::Stream;
-use outcrop_models::decoder::{Activations, Batch, Stack, Step};
+use outcrop_models::decoder::{Activations, Batch, PendingScores, Stack, Step};
 
 use crate::Error;
 
@@ -110,6 +110,19 @@ pub(crate) struct Schedule {
     compression: Option<Compression>,
 }
 
+/// A batch that is being run.
+pub(crate) struct PendingBatch {
+    scores: PendingScores,
+    tokens_after: Vec<usize>,
+}
+
+impl PendingBatch {
+    /// Waits for its scores.
+    pub(crate) fn wait(self) -> Result<BatchScores, Error> {
+        Ok(BatchScores { scores: self.scores.wait()?, tokens_after: self.tokens_after })
+    }
+}
+
 /// What came of a batch.
 pub(crate) struct BatchScores {
     /// Of every cutoff: a score per sequence.
@@ -146,20 +159,20 @@ impl Schedule {
         }
     }
 
-    /// Runs `batch` to the largest cutoff.
+    /// Runs `batch` to the largest cutoff; a GPU is not waited for.
     pub(crate) fn run(
         &self,
         stream: &Stream,
         stack: &Stack<'_>,
         act: &mut Activations,
         batch: &Batch,
-    ) -> Result<BatchScores, Error> {
+    ) -> Result<PendingBatch, Error> {
         let scores = stack.run(stream, act, batch, &self.steps())?;
         let mut left = batch.clone();
         (0..self.deepest())
             .filter_map(|layer| self.ratio_before(layer))
             .for_each(|ratio| left.compress(ratio));
-        Ok(BatchScores { scores, tokens_after: left.tokens().collect() })
+        Ok(PendingBatch { scores, tokens_after: left.tokens().collect() })
     }
 
     /// The steps of a run, in order. At each index the state is scored first, then compressed, then the layer is run (SPEC 1.8).

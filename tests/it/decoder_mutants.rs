@@ -280,7 +280,7 @@ fn compressed_scores(model: &str, case: &PairCase, edit: impl Fn(PairSequence) -
     let score = |(query, passage): &(String, String)| {
         let pair = edit(engine.pair_sequence(query, passage, &case.options).unwrap());
         let batch = Batch::new(&[Group { pairs: vec![&pair], is_carried: false, is_kept: false }]);
-        f64::from(stack.run(&stream, &mut act, &batch, &steps).unwrap()[0][0])
+        f64::from(stack.run(&stream, &mut act, &batch, &steps).unwrap().wait().unwrap()[0][0])
     };
     case.pairs.iter().map(score).collect()
 }

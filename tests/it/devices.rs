@@ -282,6 +282,13 @@ fn scores_depend_on_nothing_else(device: &Device, models: &[&str]) {
         assert_eq!(got, expected, "{model}: in reverse");
         let launched = EngineOptions { graphs: false, ..base() };
         assert_eq!(run(launched, &pairs, false), expected, "{model}: without graphs");
+        // On the emulator launches never overlap.
+        if matches!(device, Device::Cuda(_)) {
+            for graphs in [true, false] {
+                let programmatic = EngineOptions { programmatic_launch: true, graphs, ..base() };
+                assert_eq!(run(programmatic, &pairs, false), expected, "{model}: with launches that overlap");
+            }
+        }
         if is_deep {
             let unshared = EngineOptions { prefix_sharing: false, ..base() };
             assert_eq!(run(unshared, &pairs, false), expected, "{model}: without prefix sharing");
@@ -350,22 +357,63 @@ fn layers_are_uploaded_as_far_as_a_run_goes() {
     }
 }
 
-/// Several threads with one engine: a GPU takes them one after the other.
+/// Several threads with one engine, whose batches come one behind the other on a GPU: each has what it has alone.
 #[test]
 fn calls_from_several_threads_have_their_own_scores() {
     let Some(device) = device() else { return };
-    let engine = open("xlmr_m3", device, Dtype::F16);
-    let case = case("xlmr_m3", None);
-    let expected = scores(&engine, &case);
-    let run = &|pairs: &[(String, String)]| -> Vec<f64> {
-        engine.score(pairs, &case.options).unwrap().into_iter().map(|score| score.unwrap().score).collect()
+    for model in ["xlmr_m3", "minicpm_layerwise"] {
+        let options = EngineOptions { device: device.clone(), batch_tokens: Some(150), ..Default::default() };
+        let engine = Engine::open(path(model), &options).unwrap();
+        let case = case(model, None);
+        let expected = scores(&engine, &case);
+        let run = &|pairs: &[(String, String)]| -> Vec<f64> {
+            engine
+                .score(pairs, &case.options)
+                .unwrap()
+                .into_iter()
+                .map(|score| score.unwrap().score)
+                .collect()
+        };
+        std::thread::scope(|scope| {
+            let (first, rest) = case.pairs.split_at(7);
+            // Each calls twice.
+            let threads = [first, rest].map(|pairs| scope.spawn(move || [run(pairs), run(pairs)]));
+            let [first, rest] = threads.map(|thread| thread.join().unwrap());
+            for (first, rest) in first.into_iter().zip(rest) {
+                assert_eq!([first, rest].concat(), expected, "{model}");
+            }
+        });
+    }
+}
+
+/// Far more batches than are in flight at a time, of texts that are tokenised while others run: vectors come in the order of the texts,
+/// each with the bits that it has alone, and what fails is that text alone.
+#[test]
+fn many_batches_under_way_give_every_text_its_own() {
+    let Some(device) = device() else { return };
+    let open = |batch_tokens| {
+        let options = EngineOptions { device: device.clone(), batch_tokens, ..Default::default() };
+        Engine::open(path("embed_minilm"), &options).unwrap()
     };
-    std::thread::scope(|scope| {
-        let (first, rest) = case.pairs.split_at(7);
-        let threads = [first, rest].map(|pairs| scope.spawn(move || run(pairs)));
-        let got = threads.map(|thread| thread.join().unwrap()).concat();
-        assert_eq!(got, expected);
-    });
+    // Long and short ones mixed, none like another; one has more tokens than the model has positions.
+    let mut texts: Vec<String> = (0..40).map(|i| format!("{i} {}", "a bear ".repeat(i * 7 % 11))).collect();
+    texts[23] = "a bear ".repeat(2000);
+    let options = outcrop::EmbedOptions { max_length: Some(4000), ..Default::default() };
+    let bits = |results: Vec<Result<outcrop::Embedding, outcrop::Error>>| -> Vec<Option<Vec<u32>>> {
+        let bits = |found: outcrop::Embedding| found.vector.iter().map(|x| x.to_bits()).collect();
+        results.into_iter().map(|result| result.ok().map(bits)).collect()
+    };
+    let engine = open(None);
+    let alone: Vec<_> =
+        texts.chunks(1).flat_map(|text| bits(engine.embed(text, &options).unwrap())).collect();
+    assert_eq!(
+        alone.iter().enumerate().filter(|(_, found)| found.is_none()).map(|(i, _)| i).collect::<Vec<_>>(),
+        [23]
+    );
+    for batch_tokens in [Some(1), Some(20), Some(64), None] {
+        let engine = open(batch_tokens);
+        assert!(bits(engine.embed(&texts, &options).unwrap()) == alone, "{batch_tokens:?}");
+    }
 }
 
 /// A real checkpoint: what comes first, second and so on among ten is what the CPU's f32 puts there.

@@ -30,6 +30,8 @@ mod minilm;
 mod memory;
 // The CUDA side of every family, on the emulator or a GPU.
 mod devices;
+// Where the time of calls goes.
+mod measure;
 // What NVIDIA's compilers make of the kernels.
 mod nvrtc;
 // The command line as a user runs it.

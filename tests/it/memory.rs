@@ -62,11 +62,11 @@ fn the_layer_loop_allocates_nothing_of_size() {
     let ids: Vec<Vec<u32>> = [512, 200, 37, 5].map(|n| (0..n).map(|i| 4 + i % 480).collect()).to_vec();
     let batch = Batch::new(&config, ids.iter().map(Vec::as_slice));
     // The first pass makes each thread's scratch memory.
-    let first = encoder.scores(&stream, &mut act, &batch).unwrap();
+    let first = encoder.scores(&stream, &mut act, &batch).unwrap().unwrap().wait().unwrap();
 
     let before = (COUNTED.load(Relaxed), COUNTED_LARGE.load(Relaxed));
     IS_COUNTED.set(true);
-    let second = encoder.scores(&stream, &mut act, &batch).unwrap();
+    let second = encoder.scores(&stream, &mut act, &batch).unwrap().unwrap().wait().unwrap();
     IS_COUNTED.set(false);
     let (all, large) = (COUNTED.load(Relaxed) - before.0, COUNTED_LARGE.load(Relaxed) - before.1);
     assert_eq!(first, second);
@@ -101,7 +101,7 @@ fn a_decoders_layer_loop_allocates_nothing_of_size() {
         let batch = decoder::Batch::new(&pairs.iter().map(group).collect::<Vec<_>>());
         let before = (COUNTED.load(Relaxed), COUNTED_LARGE.load(Relaxed));
         IS_COUNTED.set(true);
-        let scores = stack.run(&stream, &mut act, &batch, &steps).unwrap();
+        let scores = stack.run(&stream, &mut act, &batch, &steps).unwrap().wait().unwrap();
         IS_COUNTED.set(false);
         (scores, COUNTED.load(Relaxed) - before.0, COUNTED_LARGE.load(Relaxed) - before.1)
     };

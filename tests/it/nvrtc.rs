@@ -41,6 +41,16 @@ const HOPPER_INSTRUCTIONS: [&str; 3] = ["HGMMA", "UTMALDG", "SYNCS"];
 /// Spilled registers, and arrays that are not in registers.
 const LOCAL_MEMORY: [&str; 2] = ["LDL", "STL"];
 
+/// Where code waits for the kernel before it, and lets the next one start; on which architectures; and what it may not do earlier:
+/// everything that reaches global memory but hints (UTMAPF, UTMACCTL, CCTL).
+const WAIT: &str = "ACQBULK";
+const START: &str = "PREEXIT";
+const WAITING_ARCHITECTURES: [&str; 3] = ["sm_90a", "sm_100", "sm_120"];
+const GLOBAL_ACCESSES: [&str; 14] = [
+    "LD", "LDG", "LDGSTS", "ST", "STG", "RED", "REDG", "ATOM", "ATOMG", "UTMALDG", "UTMASTG", "UTMAREDG",
+    "UBLKCP", "UBLKRED",
+];
+
 /// Set to write `kernels.txt` instead of comparing with it.
 const RECORD_VARIABLE: &str = "OUTCROP_RECORD_KERNELS";
 
@@ -157,15 +167,14 @@ fn matrix_kernels_use_tensor_cores_and_no_kernel_local_memory() {
         let mut instructions = listing.lines().filter_map(instruction).peekable();
 
         for (instance, range) in instances.iter().zip(ranges) {
-            let mut found = BTreeSet::new();
-            let mut count = 0;
+            let mut names = Vec::new();
             while let Some((_, name)) = instructions.next_if(|(offset, _)| range.contains(offset)) {
-                found.insert(name);
-                count += 1;
+                names.push(name);
             }
+            let found: BTreeSet<&str> = names.iter().copied().collect();
             // 128 bits each.
             assert_eq!(
-                count * 16,
+                names.len() * 16,
                 range.len(),
                 "{} for {}: bytes disassembled",
                 instance.name,
@@ -174,6 +183,12 @@ fn matrix_kernels_use_tensor_cores_and_no_kernel_local_memory() {
             let mut object = |what: &str, name: &str| {
                 objections.push(format!("{} for {} has {what} {name}", instance.name, architecture.name));
             };
+            if let Some((what, name)) = objection_to_start(&names, architecture.name) {
+                object(what, name);
+            }
+            if is_overlapping(&instance.name) && !has_softmax_under_products(&names) {
+                object("no softmax between its waits for", "HGMMA");
+            }
             for name in LOCAL_MEMORY.into_iter().filter(|name| found.contains(name)) {
                 object("local memory:", name);
             }
@@ -188,6 +203,78 @@ fn matrix_kernels_use_tensor_cores_and_no_kernel_local_memory() {
         assert!(instructions.next().is_none());
     }
     assert_none(&objections);
+}
+
+/// What is wrong with how code begins that may be launched before the kernel ahead of it has ended, given its instructions in order.
+fn objection_to_start<'a>(names: &[&'a str], architecture: &str) -> Option<(&'static str, &'a str)> {
+    let place = |name: &str| names.iter().position(|found| *found == name);
+    let (wait, start) = (place(WAIT), place(START));
+    if !WAITING_ARCHITECTURES.contains(&architecture) {
+        return wait.or(start).map(|i| ("what this architecture does not know:", names[i]));
+    }
+    let Some(wait) = wait else { return Some(("no", WAIT)) };
+    let early = |name: &&&str| GLOBAL_ACCESSES.contains(*name);
+    if let Some(access) = names[..wait].iter().find(early) {
+        return Some(("before its wait", access));
+    }
+    // A block that ends without the wait would say that the kernel ahead has ended.
+    if let Some(exit) = names[..wait].iter().find(|name| **name == "EXIT") {
+        return Some(("before its wait", exit));
+    }
+    match start {
+        None => Some(("no", START)),
+        Some(start) if start < wait => Some(("before its wait", START)),
+        Some(_) => None,
+    }
+}
+
+/// Whether an instance is to compute a softmax while its own products are under way: all heads but the widest.
+fn is_overlapping(instance: &str) -> bool {
+    instance.starts_with("attention_hopper<") && !instance.contains(", 256, ")
+}
+
+/// Whether somewhere behind products there are the exponentials of a block of scores, 32 a thread, between one wait for products and the
+/// next: WARPGROUP is what begins products and what waits for them, and each begins with HGMMA behind it.
+fn has_softmax_under_products(names: &[&str]) -> bool {
+    names.split(|name| *name == "HGMMA").any(|between| {
+        let mut stretches = between.split(|name| *name == "WARPGROUP");
+        // In front of the first wait, and then between it and the second.
+        let under = stretches.by_ref().nth(1).unwrap_or_default();
+        // Another WARPGROUP ends the stretch, and the next products begin with one more.
+        let is_waited_for_again = stretches.count() >= 2;
+        is_waited_for_again && under.iter().filter(|name| **name == "MUFU").count() >= 32
+    })
+}
+
+#[test]
+fn a_softmax_behind_all_waits_is_told_from_one_between_them() {
+    let exponentials = "MUFU ".repeat(32);
+    let of = |text: String| has_softmax_under_products(&text.split_whitespace().collect::<Vec<_>>());
+    assert!(of(format!("HGMMA HGMMA WARPGROUP FMNMX {exponentials} WARPGROUP FMUL WARPGROUP HGMMA")));
+    assert!(!of(format!("HGMMA HGMMA WARPGROUP FMNMX WARPGROUP {exponentials} FMUL WARPGROUP HGMMA")));
+    assert!(!of(format!("HGMMA WARPGROUP {exponentials} WARPGROUP HGMMA WARPGROUP")));
+    assert!(!of("HGMMA WARPGROUP MUFU WARPGROUP FMUL WARPGROUP HGMMA".to_owned()));
+}
+
+#[test]
+fn code_that_begins_wrongly_is_objected_to() {
+    let objection = |text: &str, architecture: &str| {
+        objection_to_start(&text.split(' ').collect::<Vec<_>>(), architecture)
+            .map(|(what, name)| format!("{what} {name}"))
+    };
+    let of = |text: &str| objection(text, "sm_90a");
+    assert_eq!(of("LDC S2R UTMAPF STS ACQBULK PREEXIT LDG STG EXIT"), None);
+    assert_eq!(of("LDC LDG EXIT").as_deref(), Some("no ACQBULK"));
+    assert_eq!(of("LDC ACQBULK LDG EXIT").as_deref(), Some("no PREEXIT"));
+    assert_eq!(of("LDC PREEXIT ACQBULK LDG EXIT").as_deref(), Some("before its wait PREEXIT"));
+    assert_eq!(of("LDC EXIT ACQBULK PREEXIT LDG EXIT").as_deref(), Some("before its wait EXIT"));
+    for access in GLOBAL_ACCESSES {
+        let early = format!("LDC {access} ACQBULK PREEXIT EXIT");
+        assert_eq!(of(&early), Some(format!("before its wait {access}")));
+        assert_eq!(of(&format!("LDC ACQBULK PREEXIT {access} EXIT")), None);
+    }
+    assert_eq!(objection("LDC LDG EXIT", "sm_89"), None);
+    assert!(objection("LDC ACQBULK LDG EXIT", "sm_89").is_some());
 }
 
 /// Offset and first word of an instruction: `/*01a0*/ @P0 LDG.E.128 R4, [R2] ;` gives `LDG`.

@@ -59,11 +59,12 @@ const DEPENDENCIES: &[(&str, &[&str])] = &[
 const LINES_MAX: &[(&str, usize)] = &[
     ("loader", 6200),
     // Two thirds for CUDA: the device layer, launches, and tests on the emulator.
-    ("kernels", 17000),
+    ("kernels", 19200),
     ("models", 2700),
-    ("runtime", 8700),
-    ("benches", 700),
-    ("tests", 5900),
+    // A quarter for `outcrop bench`.
+    ("runtime", 11200),
+    ("benches", 500),
+    ("tests", 6900),
 ];
 
 /// Folders of kernels/src that hold no kernel.

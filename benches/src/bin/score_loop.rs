@@ -3,7 +3,7 @@
 //! `score-loop MODEL_DIR PAIRS.jsonl [options]` opens the model, prints `{"ready": true, "tokens": n, "flops": n}`, and then for each
 //! line `run` on stdin scores every pair, texts to scores, and prints `{"seconds": s, "scores": [...]}`. `quit` or the end of the
 //! input ends it. What it measures is [`outcrop::Engine::score`]; opening and reading weights are not in the figure. `tokens` are
-//! those of the sequences, a shared query counted for each; `flops` are null for an encoder.
+//! those of the sequences, a shared query counted for each.
 //!
 //! Options: `--device D` (the CPU if not given), `--batch-tokens N`, `--threads N`, `--cutoff-layers A,B`, `--compress-ratio N`, `--compress-layers A,B`,
 //! `--no-prefix-sharing`, `--dtype f16|bf16|f32`.

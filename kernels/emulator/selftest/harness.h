@@ -74,7 +74,7 @@ std::string call(Call call, const Schedule& s, emulator_counters* counters, Para
 }
 
 Call geometry(const char* kernel, u32 blocks, u32 threads, u32 shared_bytes) {
-  return {kernel, blocks, 1, threads, shared_bytes, nullptr, 0, 0, 0, 1};
+  return {kernel, blocks, 1, threads, shared_bytes, nullptr, 0, 0, 0, 1, 0};
 }
 
 // Runs `check` under every schedule; the first problem it gives.

@@ -189,6 +189,40 @@ void test_planted_faults(const char* source) {
   }
 }
 
+// ---- launches that overlap
+
+// What a kernel does too early.
+constexpr Planted OVERLAPPING[] = {
+    {"never_waits", "the thread ends"},
+    {"waits_in_one_thread", "the thread ends"},
+    {"waits_where_there_is_work", "the thread ends"},
+    {"waits_behind_a_copy", "a copy is issued"},
+    {"starts_the_next_too_early", "it lets the next kernel start"},
+};
+
+// A kernel that is not launched to begin early need not wait; of one that is, every thread has to.
+void test_overlaps() {
+  auto run = [](const char* kernel, u32 programmatic, const Schedule& s) {
+    alignas(16) u32 x[256] = {}, out[64];
+    Call launch = geometry(kernel, 2, 64, 1024);
+    launch.programmatic = programmatic;
+    return call(launch, s, nullptr, &out[0], &x[0], 0u);
+  };
+  auto none = [&](const char* kernel, u32 programmatic) {
+    report(kernel, under_all_schedules([&](const Schedule& s) { return run(kernel, programmatic, s); }));
+  };
+  auto fault = [&](const char* kernel, const char* what) {
+    const std::string expected = std::string(what) + " before it has waited for the previous kernel";
+    none(kernel, 0);
+    report(kernel, under_all_schedules([&](const Schedule& s) {
+             std::string seen = run(kernel, 1, s);
+             return expect(seen.find(expected) != std::string::npos, (expected + ", not: " + seen).c_str());
+           }));
+  };
+  none("overlaps_well", 1);
+  for (auto [kernel, what] : OVERLAPPING) fault(kernel, what);
+}
+
 // ---- the rest of the interface
 
 void test_objections() {
@@ -206,7 +240,7 @@ void test_objections() {
   u32 registered = 0;
   bool found = false;
   for (const char* const* k = kernels(); *k; k++, registered++) found |= std::string(*k) == "multiply<f16>";
-  report("list of kernels", expect(found && registered == 9 + 1 + std::size(PLANTED), "not the registered ones"));
+  report("list of kernels", expect(found && registered == 9 + 2 + std::size(PLANTED) + std::size(OVERLAPPING), "not the registered ones"));
 }
 
 // Launches of several threads have nothing to do with one another.
@@ -326,6 +360,7 @@ int main(int count, char** arguments) {
   test_numbers();
   test_clean_kernels();
   test_planted_faults(arguments[2]);
+  test_overlaps();
   test_objections();
   test_threads();
   return conclude();

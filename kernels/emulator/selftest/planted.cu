@@ -180,6 +180,44 @@ KERNEL(64) source_misaligned(u32* out, const u32* x, Params) {
   out[threadIdx.x] = 0;
 }
 
+// Launched to begin before the previous kernel has ended.
+KERNEL(64) overlaps_well(u32* out, const u32* x, Params) {
+  wait_for_previous_kernel();
+  let_next_kernel_start();
+  cp_async16(slot16(threadIdx.x), x + threadIdx.x * 4, true);
+  cp_async_commit();
+  cp_async_wait<0>();
+  out[threadIdx.x] = 0;
+}
+
+KERNEL(64) never_waits(u32* out, const u32*, Params) { out[threadIdx.x] = 0; }
+
+KERNEL(64) waits_in_one_thread(u32* out, const u32*, Params) {
+  if (threadIdx.x == 0) wait_for_previous_kernel();
+  sync_block();
+  out[threadIdx.x] = 0;
+}
+
+KERNEL(64) waits_where_there_is_work(u32* out, const u32*, Params) {
+  if (blockIdx.x == 1) return;
+  wait_for_previous_kernel();
+  out[threadIdx.x] = 0;
+}
+
+KERNEL(64) waits_behind_a_copy(u32* out, const u32* x, Params) {
+  cp_async16(slot16(threadIdx.x), x + threadIdx.x * 4, true);
+  cp_async_commit();
+  wait_for_previous_kernel();
+  cp_async_wait<0>();
+  out[threadIdx.x] = 0;
+}
+
+KERNEL(64) starts_the_next_too_early(u32* out, const u32*, Params) {
+  let_next_kernel_start();
+  wait_for_previous_kernel();
+  out[threadIdx.x] = 0;
+}
+
 // For the address sanitizer: the last block's source is past the end of `x`.
 KERNEL(64) source_out_of_bounds(u32* out, const u32* x, Params) {
   cp_async16(slot16(threadIdx.x), x + blockIdx.x * 256 + threadIdx.x * 4, true);  // planted: source_out_of_bounds

@@ -8,24 +8,24 @@ struct AddLayerNormParams {
   float eps;
 };
 
-template <class T, u32 WARPS>
-KERNEL_MIN_BLOCKS(32 * WARPS, ROW_BLOCKS / WARPS)
+template <class T, u32 WARPS, u32 QUADS>
+KERNEL_MIN_BLOCKS(32 * WARPS, row_blocks(WARPS, QUADS))
 add_layer_norm(T* __restrict__ x, const T* __restrict__ y, const float* __restrict__ weight,
                const float* __restrict__ bias, AddLayerNormParams p) {
+  wait_for_previous_kernel();
+  let_next_kernel_start();
   const u32 rows = size_of(p.num_rows);
   u32 round = 0;
   for (u32 row = blockIdx.x; row < rows; row += gridDim.x) {
     const u64 start = (u64)row * p.hidden_size;
-    float v[QUADS][4];
-    for_each_quad<WARPS>(p.hidden_size, [&](u32 i, u32 column) {
-      float other[4];
-      load4(v[i], x + start + column);
-      load4(other, y + start + column);
-      for (u32 e = 0; e < 4; e++) v[i][e] += other[e];
-    });
-
+    float v[QUADS][4], other[QUADS][4];
+    load_row<WARPS>(v, x + start, p.hidden_size);
+    load_row<WARPS>(other, y + start, p.hidden_size);
+#pragma unroll
+    for (u32 i = 0; i < QUADS; i++) {
+      for (u32 e = 0; e < 4; e++) v[i][e] += other[i][e];
+    }
     layer_norm<WARPS>(v, weight, bias, p.hidden_size, p.eps, round);
-
-    for_each_quad<WARPS>(p.hidden_size, [&](u32 i, u32 column) { store4(x + start + column, v[i]); });
+    store_row<WARPS>(x + start, v, p.hidden_size);
   }
 }

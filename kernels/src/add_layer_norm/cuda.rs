@@ -3,6 +3,7 @@
 use super::LayerNorm;
 use crate::operands::Operands;
 use crate::params::{DeviceSize, Instance, ParameterBlock, Source, narrow, parameter_block};
+use crate::row::Norm;
 use crate::stream::CudaStream;
 use crate::{Buffer, Error, Size, row};
 
@@ -22,10 +23,11 @@ static SOURCE: Source = Source {
 };
 
 const KERNEL: &str = "add_layer_norm";
+const NORM: Norm = Norm { source: &SOURCE, kernel: KERNEL, shapes: row::ENCODERS };
 
 /// Every instance, for the catalog.
 pub(crate) fn instances() -> Vec<Instance> {
-    row::instances(&SOURCE, KERNEL)
+    NORM.instances()
 }
 
 pub(super) fn add_layer_norm(
@@ -48,7 +50,7 @@ pub(super) fn add_layer_norm(
         hidden_size: narrow(hidden_size),
         eps: norm.eps,
     };
-    row::instance(&SOURCE, KERNEL, stream.operand_type(), hidden_size)?.launch(
+    NORM.instance(stream.operand_type(), hidden_size)?.launch(
         stream.device(),
         num_rows.bound(),
         &pointers,

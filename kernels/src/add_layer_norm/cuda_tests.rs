@@ -1,6 +1,6 @@
 use super::{LayerNorm, add_layer_norm};
 use crate::test_checks::{
-    Checked, NORM_SHAPES, close_to_layer_norm, every_norm, fresh, in_words, operand, same_bits_anywhere,
+    Checked, ENCODER_NORMS, close_to_layer_norm, every_norm, fresh, in_words, operand, same_bits_anywhere,
     untouched, wide,
 };
 use crate::test_devices::{OPERAND_TYPES, device, under_schedules};
@@ -42,7 +42,7 @@ fn norm(
 }
 
 fn small(stream: &Stream) -> Checked {
-    for (rows, hidden) in NORM_SHAPES {
+    for (rows, hidden) in ENCODER_NORMS {
         norm(stream, 0..rows, hidden, 0.0, rows.into())?;
     }
     // A mean far from zero, where squares would cancel.

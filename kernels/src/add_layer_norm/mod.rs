@@ -58,6 +58,8 @@ pub fn add_layer_norm(
     if hidden_size == 0 {
         return Ok(());
     }
+    let _timed = stream
+        .timed("add_layer_norm", || (String::new(), cost(num_rows.get(), hidden_size, y.element_bytes())));
     match stream {
         Stream::Cpu(cpu) => {
             let (weight, bias) = (norm.weight.host()?, norm.bias.host()?);

@@ -3,6 +3,7 @@
 //
 // A block of four warps takes one (tile, head) at a time; each warp has 16 queries, and all walk over the keys
 // together in blocks of 64. V of a block is copied to shared memory under Q K^T and softmax, the next K under P V.
+#include "../hardware.cuh"
 #include "attention.cuh"
 
 template <u32 D> constexpr u32 ATTENTION_SHARED_BYTES = (TILE_ROWS + 2 * BLOCK_KEYS) * D * 2;
@@ -10,6 +11,8 @@ template <u32 D> constexpr u32 ATTENTION_SHARED_BYTES = (TILE_ROWS + 2 * BLOCK_K
 template <class T, u32 D, bool SOFTCAP>
 KERNEL_MIN_BLOCKS(128, (D <= 64 ? 4 : D == 128 ? 3 : 2))
 attention(T* out, const T* q, const T* k, const T* v, const Span* spans, const Tile* tiles, AttentionParams p) {
+  wait_for_previous_kernel();
+  let_next_kernel_start();
   // Queries of D <= 64 stay in registers; wider ones are read again for every block of keys.
   constexpr bool KEEP_Q = D <= 64;
   constexpr u32 CHUNKS = D / 8;
@@ -91,7 +94,8 @@ attention(T* out, const T* q, const T* k, const T* v, const Span* spans, const T
       }
       u32 weights[4][4];
       float factor[2];
-      softmax_step<T>(weights, factor, state, scores, scale.outer);
+      softmax_step(factor, state, scores, scale.outer,
+                   [&](u32 j, u32 half, float w0, float w1) { packed_at(weights, j, half) = pack2<T>(w0, w1); });
 
       // ---- V is there, and everyone is done with K: the next K may be copied
       cp_async_wait<0>();

@@ -1,12 +1,11 @@
-// What the two attention kernels share: the parameter block, spans and masks, tiles in shared memory, and the online
-// softmax.
+// What the attention kernels share: the parameter block, spans and masks, tiles in shared memory, and the online
+// softmax. For use behind ../hardware.cuh or ../hopper.cuh.
 //
-// Both kernels take keys in blocks of 64 counted from a span's first key, keep the scores of a block in the same
-// registers of the same lanes, and step the softmax by the same function, so that a row has the same bits from
-// either.
+// All take keys in blocks of 64, keep the scores of a block in the same registers of the same lanes, and step the
+// softmax by the same function. attention.cu and attention_row.cu count blocks from a span's first key, so that a row
+// has the same bits from either.
 #pragma once
 
-#include "../hardware.cuh"
 #include "../packed.cuh"
 
 struct AttentionParams {
@@ -15,7 +14,7 @@ struct AttentionParams {
   u32 q_stride, kv_stride;       // elements of a row of q, and of k and v
   u32 causal, window;            // window: 0 if there is none
   float softmax_scale, softcap;  // above 0; softcap where the instance has one
-  u32 unused;
+  u32 pack_shift;                // of `attention_hopper`: a tile has 2^pack_shift heads of each query
 };
 
 constexpr u32 BLOCK_KEYS = 64;
@@ -124,12 +123,11 @@ struct SoftmaxState {
 
 DEV SoftmaxState softmax_start() { return {{-1e30f, -1e30f}, {0.0f, 0.0f}}; }
 
-// One block of keys: scores become weights, packed as the left operand of the product with v; `factor` is for what
-// has been summed up so far. Products that feed sums are spelled `fma`: left to the compiler, it might fuse them here
-// and not there.
-template <class T>
-DEV void softmax_step(u32 (&weights)[4][4], float (&factor)[2], SoftmaxState& state, const float (&scores)[8][4],
-                      float scale) {
+// One block of keys: scores become weights, which go to `put(j, half, weight, next weight)`; `factor` is for what has been
+// summed up so far. Products that feed sums are spelled `fma`: left to the compiler, it might fuse them here and not
+// there.
+template <class Put>
+DEV void softmax_step(float (&factor)[2], SoftmaxState& state, const float (&scores)[8][4], float scale, Put put) {
 #pragma unroll
   for (u32 half = 0; half < 2; half++) {
     // The maximum of a row is shared by its four lanes.
@@ -149,11 +147,14 @@ DEV void softmax_step(u32 (&weights)[4][4], float (&factor)[2], SoftmaxState& st
       const float w1 = fast_exp2(fma(scores[j][half * 2 + 1], scale, -maximum));
       sum += w0;
       sum += w1;
-      weights[j / 2][j % 2 * 2 + half] = pack2<T>(w0, w1);
+      put(j, half, w0, w1);
     }
     state.sum[half] = fma(state.sum[half], factor[half], sum);
   }
 }
+
+// The place of two weights in the left operand of the product with v.
+DEV u32& packed_at(u32 (&weights)[4][4], u32 j, u32 half) { return weights[j / 2][j % 2 * 2 + half]; }
 
 // 1 / (sum of a row's weights), of the lane's two rows.
 DEV void softmax_end(float (&inverse)[2], const SoftmaxState& state) {

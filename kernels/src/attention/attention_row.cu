@@ -5,6 +5,7 @@
 // tile. In Q K^T a warp has 16 of a block's 64 keys; the scores pass through shared memory to all four, and each
 // repeats the softmax, which is cheap beside the copies, and has a quarter of the columns of P V. Tiles of K and V
 // come by turns through a ring of slots.
+#include "../hardware.cuh"
 #include "attention.cuh"
 
 constexpr u32 BLOCK_HEADS = 16;
@@ -16,6 +17,8 @@ constexpr u32 ATTENTION_ROW_SHARED_BYTES = SCORE_BYTES + (BLOCK_HEADS + NUM_SLOT
 
 template <class T, u32 D, bool SOFTCAP>
 KERNEL(128) attention_row(T* out, const T* q, const T* k, const T* v, const Span* spans, AttentionParams p) {
+  wait_for_previous_kernel();
+  let_next_kernel_start();
   constexpr u32 CHUNKS = D / 8, WARP_CHUNKS = CHUNKS / 4;
   const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const u32 smem_scores = smem_base(), smem_q = smem_scores + SCORE_BYTES, smem_ring = smem_q + BLOCK_HEADS * D * 2;
@@ -96,7 +99,8 @@ KERNEL(128) attention_row(T* out, const T* q, const T* k, const T* v, const Span
       if (key + BLOCK_KEYS - 1 > last || last - key >= reach) mask_scores(scores, key, last, last, reach);
       u32 weights[4][4];
       float factor[2];
-      softmax_step<T>(weights, factor, state, scores, scale.outer);
+      softmax_step(factor, state, scores, scale.outer,
+                   [&](u32 j, u32 half, float w0, float w1) { packed_at(weights, j, half) = pack2<T>(w0, w1); });
 
       // ---- acc = acc * factor + P V, a quarter of the columns; ldmatrix takes 32 keys of 8 columns
 #pragma unroll

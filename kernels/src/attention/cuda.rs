@@ -1,6 +1,6 @@
-//! Launches of attention.cu and attention_row.cu.
+//! Launches of attention.cu and attention_row.cu, and on Hopper of attention_hopper.cu in their place.
 
-use super::{AttentionParams as Params, Mask, Rows, invalid};
+use super::{AttentionParams as Params, Mask, Rows, hopper, invalid};
 use crate::device::cpp_name;
 use crate::operands::{OPERAND_TYPES, Operands};
 use crate::params::{DeviceSize, Instance, ParameterBlock, Source, narrow, parameter_block};
@@ -21,21 +21,24 @@ parameter_block! {
         window: u32,
         softmax_scale: f32,
         softcap: f32,
-        unused: u32,
+        /// Of attention_hopper.cu alone.
+        pack_shift: u32,
     }
 }
 
 static TILES: Source = Source {
     path: "attention/attention.cu",
     text: include_str!("attention.cu"),
-    assertions: || AttentionParams::assertions() + &shared_bytes_assertions("ATTENTION", tile_shared_bytes),
+    assertions: || {
+        AttentionParams::assertions() + &shared_bytes_assertions("ATTENTION", &WIDTHS, tile_shared_bytes)
+    },
 };
 
 static ROWS: Source = Source {
     path: "attention/attention_row.cu",
     text: include_str!("attention_row.cu"),
     assertions: || {
-        AttentionParams::assertions() + &shared_bytes_assertions("ATTENTION_ROW", row_shared_bytes)
+        AttentionParams::assertions() + &shared_bytes_assertions("ATTENTION_ROW", &WIDTHS, row_shared_bytes)
     },
 };
 
@@ -59,14 +62,15 @@ fn row_shared_bytes(width: u32) -> u32 {
     16 * BLOCK_KEYS * 4 + (16 + slots * BLOCK_KEYS) * width * 2
 }
 
-fn shared_bytes_assertions(kernel: &str, shared_bytes: fn(u32) -> u32) -> String {
-    let assertion = |width: u32| {
+/// C++ assertions that the kernel's file means the same shared memory.
+pub(super) fn shared_bytes_assertions(kernel: &str, widths: &[u32], shared_bytes: fn(u32) -> u32) -> String {
+    let assertion = |width: &u32| {
         format!(
             "static_assert({kernel}_SHARED_BYTES<{width}> == {}, \"shared memory\");\n",
-            shared_bytes(width)
+            shared_bytes(*width)
         )
     };
-    WIDTHS.map(assertion).concat()
+    widths.iter().map(assertion).collect()
 }
 
 fn instance(
@@ -103,7 +107,7 @@ fn row_instance(operand_type: ElementType, width: u32, has_softcap: bool) -> Ins
 
 /// Every instance, for the catalog.
 pub(crate) fn instances() -> Vec<Instance> {
-    let mut instances = Vec::new();
+    let mut instances = hopper::instances();
     for operand_type in OPERAND_TYPES {
         for width in WIDTHS {
             for has_softcap in [false, true] {
@@ -145,20 +149,21 @@ pub(super) fn attention(
         window,
         softmax_scale: params.softmax_scale,
         softcap: params.softcap.unwrap_or(0.0),
-        unused: 0,
+        pack_shift: 0,
     };
 
     // The contract's limit is the widest instance.
     let width = WIDTHS.into_iter().find(|width| params.head_dim <= *width as usize).unwrap_or(256);
     let (operand_type, has_softcap) = (stream.operand_type(), params.softcap.is_some());
     let device = stream.device();
-    let mut pointers = vec![
-        on.operand("out", out)?,
-        address(on, "q", q)?,
-        address(on, "k", k)?,
-        address(on, "v", v)?,
-        on.spans("spans", spans)?,
-    ];
+    let out = on.operand("out", out)?;
+    let addresses = [address(on, "q", q)?, address(on, "k", k)?, address(on, "v", v)?];
+    let span_list = on.spans("spans", spans)?;
+    if device.is_hopper() {
+        let operands = hopper::Operands { out, addresses, rows: [q, k, v], spans: span_list };
+        return hopper::launch(device, operand_type, &operands, spans, block);
+    }
+    let mut pointers = [&[out], &addresses[..], &[span_list]].concat();
     match tiles {
         Some(tiles) => {
             pointers.push(tiles.address);

@@ -5,31 +5,31 @@ use crate::indices::{IndexBuffer, Spans};
 use crate::layout::TILE_ROWS;
 use crate::params::narrow;
 use crate::test_checks::indices;
-use crate::test_devices::{OPERAND_TYPES, device, under_schedules};
+use crate::test_devices::{OPERAND_TYPES, device, is_hopper, under_schedules};
 use crate::testing::values;
 use crate::{Buffer, ElementType, Error, Role, Size, Stream};
 
 /// Spans and what is asked of them.
-struct Case {
-    name: &'static str,
-    params: AttentionParams,
+pub(super) struct Case {
+    pub(super) name: &'static str,
+    pub(super) params: AttentionParams,
     /// Rows of the prefix, of the other keys, and of the queries, which are the last of those keys.
-    lengths: Vec<[usize; 3]>,
+    pub(super) lengths: Vec<[usize; 3]>,
     /// Whether the first span's prefix is that of all.
-    shares_prefix: bool,
+    pub(super) shares_prefix: bool,
 }
 
 /// A fused q | k | v matrix as the device has it, rows that belong to no span NaN.
-struct Inputs {
-    qkv: Buffer,
-    values: Vec<f32>,
-    spans: Vec<Span>,
-    num_rows: usize,
+pub(super) struct Inputs {
+    pub(super) qkv: Buffer,
+    pub(super) values: Vec<f32>,
+    pub(super) spans: Vec<Span>,
+    pub(super) num_rows: usize,
 }
 
 /// How a call learns its spans.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Lists {
+pub(super) enum Lists {
     /// Cut into tiles, their number by value.
     Tiled,
     /// Cut into tiles, their number in device memory and larger numbers possible.
@@ -38,20 +38,20 @@ enum Lists {
     Single,
 }
 
-fn params(num_heads: usize, num_kv_heads: usize, head_dim: usize, mask: Mask) -> AttentionParams {
+pub(super) fn params(num_heads: usize, num_kv_heads: usize, head_dim: usize, mask: Mask) -> AttentionParams {
     let softmax_scale = (head_dim as f32).powf(-0.5);
     AttentionParams { num_heads, num_kv_heads, head_dim, softmax_scale, mask, softcap: None }
 }
 
-fn case(name: &'static str, params: AttentionParams, lengths: &[[usize; 3]]) -> Case {
+pub(super) fn case(name: &'static str, params: AttentionParams, lengths: &[[usize; 3]]) -> Case {
     Case { name, params, lengths: lengths.to_vec(), shares_prefix: true }
 }
 
-fn capped(softcap: f32, params: AttentionParams) -> AttentionParams {
+pub(super) fn capped(softcap: f32, params: AttentionParams) -> AttentionParams {
     AttentionParams { softcap: Some(softcap), ..params }
 }
 
-fn stride(p: AttentionParams) -> usize {
+pub(super) fn stride(p: AttentionParams) -> usize {
     (p.num_heads + 2 * p.num_kv_heads) * p.head_dim
 }
 
@@ -62,7 +62,7 @@ fn views(qkv: &Buffer, p: AttentionParams) -> [Rows<'_>; 3] {
 }
 
 impl Inputs {
-    fn new(stream: &Stream, case: &Case) -> Result<Self, Error> {
+    pub(super) fn new(stream: &Stream, case: &Case) -> Result<Self, Error> {
         let stride = stride(case.params);
         let (mut spans, mut num_rows, mut prefix) = (Vec::<Span>::new(), 1, 0..0);
         let mut is_used = vec![false];
@@ -97,7 +97,7 @@ impl Inputs {
     }
 
     /// `out`, all of whose rows were NaN.
-    fn attend(
+    pub(super) fn attend(
         &self,
         stream: &Stream,
         spans: &[Span],
@@ -108,7 +108,7 @@ impl Inputs {
     }
 }
 
-fn attend(
+pub(super) fn attend(
     stream: &Stream,
     qkv: &Buffer,
     num_rows: usize,
@@ -124,17 +124,22 @@ fn attend(
     let words = |range: &std::ops::Range<usize>| [narrow(range.start), narrow(range.len())];
     let span_words: Vec<u32> =
         spans.iter().flat_map(|s| [words(&s.queries), words(&s.prefix), words(&s.keys)].concat()).collect();
-    // Longest spans first, as nothing says in which order tiles come.
-    let mut tiles: Vec<[u32; 2]> = Vec::new();
+    // The last span first, as nothing says in which order spans come.
+    let (mut tiles, mut work): (Vec<[u32; 3]>, _) = (Vec::new(), 0);
     for (i, span) in spans.iter().enumerate().rev() {
-        let blocks = 0..span.queries.len().div_ceil(TILE_ROWS);
-        tiles.extend(blocks.map(|block| [narrow(i), narrow(block)]));
+        for block in 0..span.queries.len().div_ceil(TILE_ROWS) {
+            tiles.push([narrow(i), narrow(block), work]);
+            // A bad estimate of some, which is to change nothing but who does them.
+            work += 1 + narrow(span.num_keys() % 5);
+        }
     }
+    let num_tiles = tiles.len();
+    tiles.push([0, 0, work]);
     let (span_list, tile_list) = (indices(stream, &span_words)?, indices(stream, tiles.as_flattened())?);
-    let counts = indices(stream, &[narrow(tiles.len())])?;
+    let counts = indices(stream, &[narrow(num_tiles)])?;
     let num_tiles = match lists {
-        Lists::TiledOfAtMost(bound) => Size::in_device_memory(tiles.len(), bound, address(&counts)),
-        _ => Size::from(tiles.len()),
+        Lists::TiledOfAtMost(bound) => Size::in_device_memory(num_tiles, bound, address(&counts)),
+        _ => Size::from(num_tiles),
     };
     let (num_spans, at) = (Size::from(spans.len()), address(&span_list));
     let spans = match lists {
@@ -193,7 +198,7 @@ fn expected(inputs: &Inputs, p: AttentionParams, operand_type: ElementType) -> V
 }
 
 /// Compares with f64; also that nothing else is written.
-fn compare(stream: &Stream, operand_type: ElementType, case: &Case) -> Result<(), String> {
+pub(super) fn compare(stream: &Stream, operand_type: ElementType, case: &Case) -> Result<(), String> {
     let failed = |error: Error| format!("{}: {error}", case.name);
     let inputs = Inputs::new(stream, case).map_err(failed)?;
     let out = inputs.attend(stream, &inputs.spans, case.params, Lists::Tiled).map_err(failed)?;
@@ -246,7 +251,7 @@ fn single_queries(stream: &Stream, case: &Case, inputs: &Inputs, out: &[f32]) ->
 }
 
 /// Every mask and head width, prefixes, grouped heads, caps; more items than an emulated device takes at a time.
-fn small_cases() -> Vec<Case> {
+pub(super) fn small_cases() -> Vec<Case> {
     let causal = |num_heads, num_kv_heads, head_dim| params(num_heads, num_kv_heads, head_dim, Mask::Causal);
     let window = |window, num_heads, head_dim| params(num_heads, 1, head_dim, Mask::Window(window));
     vec![
@@ -325,11 +330,16 @@ fn numbers_in_device_memory_and_by_value_give_the_same_bits() {
     }
 }
 
-/// Alone, with its prefix in front of it and other tiles than in the batch.
+/// Alone, with its prefix in front of it as keys of its own and other tiles than in the batch. (On Hopper keys of a prefix are in blocks
+/// of their own: `hopper_tests` has what holds there.)
 #[test]
 fn a_span_has_the_same_bits_alone_and_in_any_batch() {
     for operand_type in OPERAND_TYPES {
         let Some(stream) = device(operand_type) else { return };
+        if is_hopper(&stream) {
+            eprintln!("SKIPPED: the GPU is one of Hopper's");
+            return;
+        }
         for mask in [Mask::Causal, Mask::Window(70)] {
             let p = params(2, 1, 32, mask);
             let (hidden, stride) = (2 * 32, stride(p));
@@ -405,7 +415,7 @@ fn operands_that_the_kernels_do_not_take_are_refused() {
 }
 
 #[track_caller]
-fn assert_same(what: &str, a: &[f32], b: &[f32]) {
+pub(super) fn assert_same(what: &str, a: &[f32], b: &[f32]) {
     assert_eq!(a.len(), b.len(), "{what}: length");
     for (i, (a, b)) in a.iter().zip(b).enumerate() {
         assert!(a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan(), "{what}: element {i} is {a} and {b}");

@@ -29,9 +29,10 @@
 //! `2 * 3e-7 * softcap`, the error of its tanh. Tests use it.
 //!
 //! Rounding on CUDA: scores, maxima, sums and `out` are summed in f32; weights are rounded to the operand type for their product with
-//! `v`, and `out` is once more. Keys are taken in blocks of 64 counted from the span's first, prefix or not, so that an output row
-//! depends on its query and on its keys and values in order alone. Spans of one query that are not cut into tiles have a kernel of
-//! their own, with the same sums in the same order: its bits are those of the other.
+//! `v`, and `out` is once more. Keys are taken in blocks of 64: on Hopper counted as on the CPU, from the start of the prefix and again
+//! from the start of `keys`, elsewhere from the span's first key, prefix or not. So an output row depends on its query, on its keys and
+//! values in order, and on Hopper on where the prefix ends. Spans of one query that are not cut into tiles go through the same kernel on
+//! Hopper; elsewhere they have a kernel of their own, with the same sums in the same order: their bits are those of a tile's row.
 //! Error bound with `u` the operand type's unit roundoff (f16 `2^-11`, bf16 `2^-8`), for `n` keys seen:
 //! `max|v| * (u + 2 d + (n / 8 + 64) * 2^-23) + u * |out|`, and in f16, whose smallest weights are subnormal, `n * max|v| * 2^-25`
 //! and `2^-25` more. `d` is the error of a logit: `(head_dim / 16 + 17) * 2^-23 * softmax_scale * max_key sum |q * k|`, since a matrix
@@ -44,6 +45,9 @@ mod cpu;
 mod cuda;
 #[cfg(test)]
 pub(crate) mod cuda_tests;
+mod hopper;
+#[cfg(test)]
+pub(crate) mod hopper_tests;
 #[cfg(test)]
 mod tests;
 
@@ -148,6 +152,14 @@ pub fn attention(
         check_length("attention", operand, rows.stride, rows.column + width)?;
         check_length("attention", operand, rows.buffer.len(), num_rows * rows.stride)?;
     }
+    let _timed = stream.timed("attention", || {
+        let form = match mask {
+            Mask::Full => "full",
+            Mask::Causal => "causal",
+            Mask::Window(_) => "window",
+        };
+        (form.to_owned(), cost(spans.host(), params, out.element_bytes()))
+    });
     match stream {
         Stream::Cpu(cpu) => {
             let [q, k, v] = [q.host()?, k.host()?, v.host()?];

@@ -91,6 +91,8 @@ pub enum Call {
 pub struct Sequences {
     pub number: usize,
     pub len: usize,
+    /// Whether their lengths are spread evenly from a quarter of `len` to seven quarters.
+    pub is_ragged: bool,
 }
 
 /// The epilogue of a product, without its operands.
@@ -118,9 +120,18 @@ impl Sequences {
         self.number * self.len
     }
 
+    /// Tokens of each.
+    pub fn lengths(self) -> Vec<usize> {
+        let Self { number, len, is_ragged } = self;
+        // As much shorter as its counterpart at the other end is longer, so that their sum does not change.
+        let spread = |i: usize| 3 * len * (2 * i + 1).abs_diff(number) / (4 * number);
+        let ragged = |i| if 2 * i + 1 < number { len - spread(i) } else { len + spread(i) };
+        (0..number).map(|i| if is_ragged { ragged(i) } else { len }).collect()
+    }
+
     /// As a batch.
     pub(super) fn segments(self, scored_row: ScoredRow) -> Segments {
-        Segments::of_sequences(vec![self.len; self.number], scored_row)
+        Segments::of_sequences(self.lengths(), scored_row)
     }
 
     /// As a batch whose passages, three quarters of each sequence, can be compressed.

@@ -1,12 +1,13 @@
 use super::calls::{Call, Fused, Sequences};
 use super::noise::Noise;
 use super::{AttentionParams, Bench, Ceilings, Difference, Mask, Times};
+use crate::profile::Detail;
 use crate::test_devices::{OPERAND_TYPES, device};
-use crate::{Buffer, Cost, ElementType, Role, Stream};
+use crate::{Buffer, Cost, ElementType, Graphs, Role, Stream};
 
 /// A call of every kind, as small as it may be.
 fn tiny_calls() -> Vec<Call> {
-    let sequences = Sequences { number: 3, len: 8 };
+    let sequences = Sequences { number: 3, len: 8, is_ragged: false };
     let (rows, width) = (5, 64);
     let params = AttentionParams {
         num_heads: 2,
@@ -22,6 +23,7 @@ fn tiny_calls() -> Vec<Call> {
     calls.push(Call::Gemm { m: 5, n: 64, k: 16, fused: Fused::Rope { head_dim: 16, columns: 48 } });
     calls.extend([
         Call::Attention { sequences, params },
+        Call::Attention { sequences: Sequences { is_ragged: true, ..sequences }, params },
         Call::AttentionRow { sequences, params },
         Call::AddLayerNorm { rows, width },
         Call::RmsNorm { rows, width },
@@ -167,6 +169,89 @@ fn the_costlier_resource_decides() {
     let ceilings = Ceilings { flops_per_second: 100.0, bytes_per_second: 10.0, product: call, copy: call };
     assert_eq!(ceilings.least_seconds(Cost { flops: 1000, bytes: 50 }), (10.0, false));
     assert_eq!(ceilings.least_seconds(Cost { flops: 400, bytes: 50 }), (5.0, true));
+}
+
+#[test]
+fn ragged_sequences_have_as_many_tokens() {
+    let lengths = |number, len, is_ragged| Sequences { number, len, is_ragged }.lengths();
+    assert_eq!(lengths(3, 8, false), [8, 8, 8]);
+    assert_eq!(lengths(3, 8, true), [4, 8, 12]);
+    for (number, len) in [(1, 5), (2, 7), (7, 100), (64, 256), (200, 3)] {
+        let lengths = lengths(number, len, true);
+        assert_eq!(lengths.iter().sum::<usize>(), number * len, "{lengths:?}");
+        assert!(lengths.is_sorted() && lengths[0] > 0, "{lengths:?}");
+    }
+    let wide = lengths(64, 256, true);
+    assert_eq!((wide[0], wide[63]), (67, 445));
+}
+
+/// A profile has every call with its kernel, and with the work that its contract counts; without one nothing is noted.
+fn profiles_of_calls(stream: &Stream) {
+    let is_cpu = matches!(stream, Stream::Cpu(_));
+    let bench = Bench::new(stream, ElementType::F32).unwrap();
+    for call in tiny_calls() {
+        // The CPU lays batches out as they are loaded.
+        let launches = usize::from(!(is_cpu && matches!(call, Call::Layout { .. })));
+        let mut prepared = bench.prepare(call).unwrap();
+        prepared.copies[0].launch(stream).unwrap();
+        stream.start_profile(Detail::Kernels);
+        stream.label("layer", 3);
+        stream.span(|| prepared.copies[0].launch(stream)).unwrap();
+        let profile = stream.take_profile().unwrap();
+        prepared.copies[0].launch(stream).unwrap();
+        assert_eq!((profile.kernels.len(), profile.spans_ms.len()), (launches, 1), "{call:?}: {profile:?}");
+        for timed in &profile.kernels {
+            assert_eq!(
+                (timed.kernel, timed.label.to_string().as_str()),
+                (call.kernel(), "layer 3"),
+                "{call:?}"
+            );
+            assert_eq!(timed.cost, prepared.cost(), "{call:?}");
+            let names: Vec<String> =
+                bench.kernels(&mut prepared).unwrap().into_iter().map(|kernel| kernel.name).collect();
+            assert_eq!(timed.instances, names, "{call:?}");
+            assert!(timed.ms > 0.0 && timed.ms <= profile.spans_ms[0], "{call:?}: {profile:?}");
+        }
+        // Spans alone: recorded launches are replayed, and no kernel is noted.
+        stream.start_profile(Detail::Spans);
+        stream.span(|| prepared.copies[0].launch(stream)).unwrap();
+        let profile = stream.take_profile().unwrap();
+        assert_eq!((profile.kernels.len(), profile.spans_ms.len()), (0, 1));
+    }
+}
+
+#[test]
+fn profiles_of_calls_on_the_cpu() {
+    profiles_of_calls(&Stream::cpu(Some(2)).unwrap());
+}
+
+#[test]
+fn profiles_of_calls_on_a_device() {
+    device(OPERAND_TYPES[0]).iter().for_each(profiles_of_calls);
+}
+
+/// Recorded launches are taken apart while kernels are timed, and only then.
+#[test]
+fn a_profile_takes_graphs_apart() {
+    let Some(stream) = device(OPERAND_TYPES[0]) else { return };
+    let bench = Bench::new(&stream, ElementType::F32).unwrap();
+    let mut prepared = bench.prepare(Call::RowDot { rows: 3, width: 64 }).unwrap();
+    let (mut graphs, mut calls) = (Graphs::new(true), 0);
+    let mut run = |calls: &mut usize| {
+        graphs.run(&stream, (), || {
+            *calls += 1;
+            prepared.copies[0].launch(&stream)
+        })
+    };
+    for detail in [None, Some(Detail::Spans), Some(Detail::Kernels), None] {
+        detail.iter().for_each(|detail| stream.start_profile(*detail));
+        run(&mut calls).unwrap();
+        let kernels = stream.take_profile().unwrap().kernels.len();
+        let is_timed = detail == Some(Detail::Kernels);
+        assert_eq!(kernels, usize::from(is_timed), "{detail:?}");
+    }
+    // Once to be recorded, once to be timed.
+    assert_eq!(calls, 2);
 }
 
 #[test]

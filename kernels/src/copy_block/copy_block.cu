@@ -1,5 +1,6 @@
-// Copies a block of a matrix into a place of another, in units of 16 bytes: one block of 128 threads per row.
+// Copies a block of a matrix into a place of another, in units of 16 bytes.
 #include "../hardware.cuh"
+#include "../row.cuh"
 
 struct CopyBlockParams {
   Size num_rows, out_row, x_row;
@@ -7,11 +8,14 @@ struct CopyBlockParams {
   u32 unused;
 };
 
-KERNEL(128) copy_block(u32x4* __restrict__ out, const u32x4* __restrict__ x, CopyBlockParams p) {
-  const u32 rows = size_of(p.num_rows), out_row = size_of(p.out_row), x_row = size_of(p.x_row);
-  for (u32 row = blockIdx.x; row < rows; row += gridDim.x) {
-    const u32x4* source = x + (u64)(x_row + row) * p.x_stride + p.x_column;
-    u32x4* destination = out + (u64)(out_row + row) * p.out_stride + p.out_column;
-    for (u32 unit = threadIdx.x; unit < p.units; unit += 128) destination[unit] = source[unit];
-  }
+KERNEL_MIN_BLOCKS(MOVE_THREADS, MOVE_BLOCKS)
+copy_block(u32x4* __restrict__ out, const u32x4* __restrict__ x, CopyBlockParams p) {
+  wait_for_previous_kernel();
+  let_next_kernel_start();
+  const u32 out_row = size_of(p.out_row), x_row = size_of(p.x_row);
+  u32x4 v[MOVES];
+  move_rows(
+      size_of(p.num_rows), p.units,
+      [&](u32 i, u32 row, u32 unit) { v[i] = x[(u64)(x_row + row) * p.x_stride + p.x_column + unit]; },
+      [&](u32 i, u32 row, u32 unit) { out[(u64)(out_row + row) * p.out_stride + p.out_column + unit] = v[i]; });
 }

@@ -4,7 +4,7 @@ use super::Block;
 use crate::operands::Operands;
 use crate::params::{DeviceSize, Instance, ParameterBlock, Source, narrow, parameter_block};
 use crate::stream::CudaStream;
-use crate::{Buffer, Error, Size};
+use crate::{Buffer, Error, Size, row};
 
 parameter_block! {
     /// Of the one instance.
@@ -24,21 +24,14 @@ parameter_block! {
 static SOURCE: Source = Source {
     path: "copy_block/copy_block.cu",
     text: include_str!("copy_block.cu"),
-    assertions: CopyBlockParams::assertions,
+    assertions: || CopyBlockParams::assertions() + &row::move_assertions(),
 };
 
 /// Bytes that the kernel moves at a time, whatever they are.
 const UNIT_BYTES: usize = 16;
 
 fn instance() -> Instance {
-    Instance {
-        source: &SOURCE,
-        name: "copy_block".to_owned(),
-        threads: 128,
-        cluster: 1,
-        shared_bytes: 0,
-        blocks_per_sm: 10,
-    }
+    row::moving(&SOURCE, "copy_block".to_owned())
 }
 
 /// Every instance, for the catalog.
@@ -79,5 +72,6 @@ pub(super) fn copy_block(
         units: units(num_cols),
         unused: 0,
     };
-    instance().launch(stream.device(), num_rows.bound(), &[out.address(), x.address()], &params)
+    let blocks = row::moving_blocks("copy_block", num_rows.bound(), params.units as usize)?;
+    instance().launch(stream.device(), blocks, &[out.address(), x.address()], &params)
 }

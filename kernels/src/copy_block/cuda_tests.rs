@@ -39,7 +39,7 @@ fn copy(stream: &Stream, role: Role, rows: usize, columns: usize, is_on_device: 
 
 fn small(stream: &Stream) -> Checked {
     for role in [Role::Operand, Role::Full] {
-        for (rows, columns) in [(0, 8), (1, 8), (100, 72), (17, 1000), (5, 2304)] {
+        for (rows, columns) in [(0, 8), (1, 8), (100, 72), (130, 1000), (5, 2304)] {
             copy(stream, role, rows, columns, false)?;
         }
         copy(stream, role, 9, 128, true)?;
@@ -65,4 +65,14 @@ fn blocks_that_do_not_begin_at_multiples_of_8_are_refused() {
     let block = |column| Block { stride: 32, row: 0.into(), column };
     let refused = copy_block(&stream, &mut out, block(8), &x, block(4), 1.into(), 8);
     assert!(matches!(refused, Err(Error::Parameter { parameter: "from.column", found: 4, .. })));
+}
+
+#[test]
+fn more_than_a_kernel_can_count_is_refused() {
+    let Some(stream) = device(OPERAND_TYPES[0]) else { return };
+    let (mut out, x) = (fresh(&stream, Role::Full, 64).unwrap(), fresh(&stream, Role::Full, 64).unwrap());
+    let block = || Block { stride: 64, row: 0.into(), column: 0 };
+    let (_memory, rows) = size_on_device(&stream, 1, 1 << 28).unwrap();
+    let refused = copy_block(&stream, &mut out, block(), &x, block(), rows, 64);
+    assert!(matches!(refused, Err(Error::Parameter { parameter: "num_rows", found: 0x1_0000_0000, .. })));
 }

@@ -52,6 +52,7 @@ pub fn copy_block(
             if rows == 0 { 0 } else { (block.row.get() + rows) * block.stride },
         )?;
     }
+    let _timed = stream.timed("copy_block", || (String::new(), cost(rows, num_cols, x.element_bytes())));
     match stream {
         Stream::Cpu(cpu) => {
             cpu::copy_block(cpu, out.host_mut()?, to, x.host()?, from, rows, num_cols);

@@ -2,11 +2,12 @@
 
 use std::ffi::{CStr, CString, c_int};
 use std::ptr;
+use std::sync::{Mutex, PoisonError};
 
 use cudarc::driver::sys;
 
 use super::functions::{Code, Functions};
-use super::{EncodedMap, Launch, Properties, Resources, TensorMap};
+use super::{EncodedMap, Heads, Launch, Properties, Resources, TensorMap};
 use crate::error::DeviceError;
 use crate::{ElementType, Error};
 
@@ -17,6 +18,16 @@ pub(crate) struct Cuda {
     device: sys::CUdevice,
     /// For errors.
     ordinal: usize,
+    /// What was submitted to the stream last; locked over a submission.
+    last: Mutex<Submitted>,
+}
+
+/// What the next launch stands behind.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Submitted {
+    Kernel,
+    /// Copies, events and graphs: who comes next waits for their end.
+    Other,
 }
 
 // SAFETY: the driver's handles may be used from any thread; every call makes the context current on its thread first.
@@ -82,6 +93,15 @@ const LOST: [sys::CUresult; 18] = {
         CUDA_ERROR_EXTERNAL_DEVICE,
         CUDA_ERROR_UNKNOWN,
     ]
+};
+
+/// The edge to a kernel that may begin once every block of the one before lets it, or has ended.
+#[expect(clippy::cast_possible_truncation, reason = "port and type are bytes")]
+const PROGRAMMATIC: sys::CUgraphEdgeData = sys::CUgraphEdgeData {
+    from_port: sys::CU_GRAPH_KERNEL_NODE_PORT_PROGRAMMATIC as u8,
+    to_port: 0,
+    type_: sys::CUgraphDependencyType::CU_GRAPH_DEPENDENCY_TYPE_PROGRAMMATIC as u8,
+    reserved: [0; 5],
 };
 
 /// The devices that the driver sees, at least one.
@@ -167,7 +187,8 @@ impl Cuda {
         // SAFETY: `device` is valid, `context` outlives the call; it is released when this is dropped.
         let code = unsafe { (cu.cuDevicePrimaryCtxRetain)(&raw mut context, device) };
         cu.check("cuDevicePrimaryCtxRetain", code)?;
-        let mut cuda = Self { cu, context, stream: ptr::null_mut(), device, ordinal };
+        let last = Mutex::new(Submitted::Other);
+        let mut cuda = Self { cu, context, stream: ptr::null_mut(), device, ordinal, last };
         cuda.enter()?;
         let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
         // SAFETY: the handle outlives the call.
@@ -199,6 +220,14 @@ impl Cuda {
         self.check("cuCtxSetCurrent", unsafe { (self.cu.cuCtxSetCurrent)(self.context) })
     }
 
+    /// Submits something to the stream; `submit` learns what it stands behind.
+    fn submit(&self, what: Submitted, submit: impl FnOnce(Submitted) -> Code) -> Code {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let code = submit(*last);
+        *last = what;
+        code
+    }
+
     pub(super) fn allocate(&self, bytes: usize) -> Result<u64, Error> {
         self.enter()?;
         let mut address = 0;
@@ -210,8 +239,9 @@ impl Cuda {
     }
 
     pub(super) fn free(&self, address: u64) {
-        if self.enter().is_ok() {
-            // SAFETY: `address` is of `allocate`; the driver waits for work that uses it. A device that is lost has nothing to free.
+        // Calls end before what they have submitted. A device that is lost has nothing to free.
+        if self.synchronize().is_ok() {
+            // SAFETY: `address` is of `allocate`, and nothing under way uses it.
             let _ = unsafe { (self.cu.cuMemFree_v2)(address) };
         }
     }
@@ -241,8 +271,10 @@ impl Cuda {
         bytes: usize,
     ) -> Result<(), Error> {
         self.enter()?;
-        // SAFETY: passed on to the caller.
-        let code = unsafe { (self.cu.cuMemcpyHtoDAsync_v2)(address, source.cast(), bytes, self.stream) };
+        let code = self.submit(Submitted::Other, |_| {
+            // SAFETY: passed on to the caller.
+            unsafe { (self.cu.cuMemcpyHtoDAsync_v2)(address, source.cast(), bytes, self.stream) }
+        });
         self.check("cuMemcpyHtoDAsync", code)
     }
 
@@ -255,8 +287,10 @@ impl Cuda {
         bytes: usize,
     ) -> Result<(), Error> {
         self.enter()?;
-        // SAFETY: passed on to the caller.
-        let code = unsafe { (self.cu.cuMemcpyDtoHAsync_v2)(target.cast(), address, bytes, self.stream) };
+        let code = self.submit(Submitted::Other, |_| {
+            // SAFETY: passed on to the caller.
+            unsafe { (self.cu.cuMemcpyDtoHAsync_v2)(target.cast(), address, bytes, self.stream) }
+        });
         self.check("cuMemcpyDtoHAsync", code)
     }
 
@@ -317,15 +351,23 @@ impl Cuda {
             true => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
             false => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_NONE,
         };
-        let (dimensions, strides) = ([map.columns as u64, map.rows as u64], [map.row_bytes()]);
-        let (boxes, element_strides) = ([map.box_columns, map.box_rows], [1, 1]);
+        // Innermost first; the innermost has no stride.
+        let (columns, rows) = (map.columns as u64, map.rows as u64);
+        let (rank, dimensions, strides, boxes) = match map.heads {
+            None => (2, [columns, rows, 1], [map.row_bytes(), 0], [map.box_columns, map.box_rows, 1]),
+            Some(Heads { count, box_heads }) => {
+                let strides = [map.head_bytes(), map.row_bytes()];
+                (3, [columns, count as u64, rows], strides, [map.box_columns, box_heads, map.box_rows])
+            }
+        };
+        let element_strides = [1; 3];
         let mut encoded = EncodedMap([0; 16]);
-        // SAFETY: `encoded` has the size and the alignment of a CUtensorMap; the arrays have two dimensions, of strides one less.
+        // SAFETY: `encoded` has the size and the alignment of a CUtensorMap; the arrays have room for three dimensions.
         let code = unsafe {
             (self.cu.cuTensorMapEncodeTiled)(
                 (&raw mut encoded).cast(),
                 data_type,
-                2,
+                rank,
                 ptr::with_exposed_provenance_mut(usize::try_from(map.address).unwrap_or(0)),
                 dimensions.as_ptr(),
                 strides.as_ptr(),
@@ -344,24 +386,38 @@ impl Cuda {
     pub(super) fn launch(&self, function: &Function, launch: &Launch) -> Result<(), Error> {
         self.enter()?;
         let mut arguments = launch.arguments();
-        // SAFETY: the arguments are those of the kernel's signature: pointers into live allocations of this device, then its parameter
-        // block, whose layout the compiler has checked.
-        let code = unsafe {
-            (self.cu.cuLaunchKernel)(
-                function.0,
-                launch.blocks,
-                1,
-                1,
-                launch.threads,
-                1,
-                1,
-                launch.shared_bytes,
-                self.stream,
-                arguments.as_mut_ptr(),
-                ptr::null_mut(),
-            )
+        let mut attribute = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
         };
-        self.check("cuLaunchKernel", code)
+        let code = self.submit(Submitted::Kernel, |last| {
+            // Nothing but a kernel lets another begin ahead of its own end.
+            let is_programmatic = launch.is_programmatic && last == Submitted::Kernel;
+            let config = sys::CUlaunchConfig {
+                gridDimX: launch.blocks,
+                gridDimY: 1,
+                gridDimZ: 1,
+                blockDimX: launch.threads,
+                blockDimY: 1,
+                blockDimZ: 1,
+                sharedMemBytes: launch.shared_bytes,
+                hStream: self.stream,
+                attrs: &raw mut attribute,
+                numAttrs: is_programmatic.into(),
+            };
+            // SAFETY: the arguments are those of the kernel's signature: pointers into live allocations of this device, then its parameter
+            // block, whose layout the compiler has checked. Configuration and attribute outlive the call.
+            unsafe {
+                (self.cu.cuLaunchKernelEx)(
+                    &raw const config,
+                    function.0,
+                    arguments.as_mut_ptr(),
+                    ptr::null_mut(),
+                )
+            }
+        });
+        self.check("cuLaunchKernelEx", code)
     }
 
     pub(super) fn instantiate(&self, launches: &[Launch]) -> Result<Graph, Error> {
@@ -380,7 +436,7 @@ impl Cuda {
         exec
     }
 
-    /// A chain: each launch depends on the one before it.
+    /// A chain: each launch depends on the one before it, on its end or on its consent.
     fn add_nodes(&self, graph: sys::CUgraph, launches: &[Launch]) -> Result<(), Error> {
         let mut before: sys::CUgraphNode = ptr::null_mut();
         for (i, launch) in launches.iter().enumerate() {
@@ -403,18 +459,28 @@ impl Cuda {
                 ctx: ptr::null_mut(),
             };
             let mut node = ptr::null_mut();
-            let dependencies = if i == 0 { ptr::null() } else { &raw const before };
+            let programmatic = self.cu.cuGraphAddDependencies_v2.filter(|_| i > 0 && launch.is_programmatic);
+            let waits_for_end = i > 0 && programmatic.is_none();
+            let dependencies = if waits_for_end { &raw const before } else { ptr::null() };
             // SAFETY: as for a launch; the driver copies the arguments.
             let code = unsafe {
                 (self.cu.cuGraphAddKernelNode_v2)(
                     &raw mut node,
                     graph,
                     dependencies,
-                    usize::from(i > 0),
+                    usize::from(waits_for_end),
                     &raw const params,
                 )
             };
             self.check("cuGraphAddKernelNode", code)?;
+            if let Some(add_dependencies) = programmatic {
+                let edge = PROGRAMMATIC;
+                // SAFETY: both nodes are of the graph, which has no such edge yet; all three outlive the call.
+                let code = unsafe {
+                    add_dependencies(graph, &raw const before, &raw const node, &raw const edge, 1)
+                };
+                self.check("cuGraphAddDependencies", code)?;
+            }
             before = node;
         }
         Ok(())
@@ -422,19 +488,33 @@ impl Cuda {
 
     pub(super) fn replay(&self, graph: &Graph) -> Result<(), Error> {
         self.enter()?;
-        // SAFETY: the graph is live, and so are the allocations that its launches use.
-        self.check("cuGraphLaunch", unsafe { (self.cu.cuGraphLaunch)(graph.1, self.stream) })
+        let code = self.submit(Submitted::Other, |_| {
+            // SAFETY: the graph is live, and so are the allocations that its launches use.
+            unsafe { (self.cu.cuGraphLaunch)(graph.1, self.stream) }
+        });
+        self.check("cuGraphLaunch", code)
     }
 
     pub(super) fn record(&self) -> Result<Event, Error> {
+        self.record_with(sys::CUevent_flags::CU_EVENT_DEFAULT)
+    }
+
+    pub(super) fn mark(&self) -> Result<Event, Error> {
+        self.record_with(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING)
+    }
+
+    fn record_with(&self, flags: sys::CUevent_flags) -> Result<Event, Error> {
         self.enter()?;
         let mut event = ptr::null_mut();
-        let flags = sys::CUevent_flags::CU_EVENT_DEFAULT as u32;
+        let flags = flags as u32;
         // SAFETY: the handle outlives the call.
         self.check("cuEventCreate", unsafe { (self.cu.cuEventCreate)(&raw mut event, flags) })?;
         let event = Event(self.cu, event);
-        // SAFETY: event and stream are live.
-        self.check("cuEventRecord", unsafe { (self.cu.cuEventRecord)(event.1, self.stream) })?;
+        let code = self.submit(Submitted::Other, |_| {
+            // SAFETY: event and stream are live.
+            unsafe { (self.cu.cuEventRecord)(event.1, self.stream) }
+        });
+        self.check("cuEventRecord", code)?;
         Ok(event)
     }
 
@@ -444,6 +524,12 @@ impl Cuda {
         // SAFETY: both events are live; the number outlives the call.
         let code = unsafe { (self.cu.cuEventElapsedTime)(&raw mut elapsed_ms, start.1, end.1) };
         self.check("cuEventElapsedTime", code).map(|()| elapsed_ms)
+    }
+
+    pub(super) fn wait(&self, event: &Event) -> Result<(), Error> {
+        self.enter()?;
+        // SAFETY: the event is live.
+        self.check("cuEventSynchronize", unsafe { (self.cu.cuEventSynchronize)(event.1) })
     }
 
     pub(super) fn synchronize(&self) -> Result<(), Error> {

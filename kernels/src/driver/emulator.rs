@@ -1,7 +1,7 @@
 //! A driver whose device is this process: kernels compiled for the host, device memory from the host's allocator.
 
 use std::alloc::Layout;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -102,6 +102,7 @@ struct AbiLaunch {
     asynchronous: u32,
     seed: u64,
     detect_races: u32,
+    programmatic: u32,
 }
 
 type LaunchFn = unsafe extern "C" fn(*const AbiLaunch, *mut Counters) -> *const c_char;
@@ -121,7 +122,7 @@ pub(crate) struct Emulator {
 #[derive(Default)]
 struct State {
     /// What has been submitted and not run yet.
-    queue: Vec<Command>,
+    queue: VecDeque<Command>,
     allocations: BTreeMap<u64, Layout>,
     allocated: u64,
     /// The kernel at fault, and what it did.
@@ -242,7 +243,7 @@ impl Emulator {
 
     pub(super) fn free(&self, address: u64) {
         let mut state = self.state();
-        self.run_queue(&mut state);
+        self.run_queue(&mut state, &|| false);
         if let Some(layout) = state.allocations.remove(&address) {
             state.allocated -= layout.size() as u64;
             // SAFETY: allocated with this layout, and removed, so freed once.
@@ -321,14 +322,25 @@ impl Emulator {
     }
 
     fn submit(&self, command: Command) {
-        self.state().queue.push(command);
+        self.state().queue.push_back(command);
     }
 
     /// Runs what has been submitted. As on a GPU, a fault stays: whoever waits next is told, and everybody after.
     pub(super) fn synchronize(&self) -> Result<(), Error> {
+        self.run_until(|| false)
+    }
+
+    /// The same up to an event: what comes behind it is left for whoever waits for that.
+    pub(super) fn wait(&self, event: &Event) -> Result<(), Error> {
+        self.run_until(|| event.0.get().is_some())
+    }
+
+    /// Runs what has been submitted, as far as `is_reached` does not hold.
+    fn run_until(&self, is_reached: impl Fn() -> bool) -> Result<(), Error> {
         let mut state = self.state();
-        self.run_queue(&mut state);
+        self.run_queue(&mut state, &is_reached);
         match &state.fault {
+            _ if is_reached() => Ok(()),
             None => Ok(()),
             Some((kernel, fault)) => {
                 Err(DeviceError::Fault { kernel: kernel.clone(), fault: fault.clone() }.into())
@@ -337,9 +349,12 @@ impl Emulator {
     }
 
     /// The queue stays locked: a stream runs one thing at a time. Nothing is run behind a fault.
-    fn run_queue(&self, state: &mut State) {
-        for command in std::mem::take(&mut state.queue) {
+    fn run_queue(&self, state: &mut State, is_reached: &dyn Fn() -> bool) {
+        while !is_reached()
+            && let Some(command) = state.queue.pop_front()
+        {
             if state.fault.is_some() {
+                state.queue.clear();
                 return;
             }
             let done = match command {
@@ -376,6 +391,8 @@ impl Emulator {
             asynchronous: self.options.asynchronous,
             seed: self.options.seed,
             detect_races: self.options.detect_races.into(),
+            // Every kernel waits for the one before, whether or not its launch asks for that: all are held to it.
+            programmatic: 1,
         };
         let mut counters = Counters::default();
         let counted = if self.options.count_conflicts { &raw mut counters } else { std::ptr::null_mut() };

@@ -10,7 +10,7 @@ mod functions;
 mod tensor_map;
 
 pub use self::emulator::{Counters, EmulatorOptions};
-pub(crate) use self::tensor_map::{EncodedMap, SWIZZLED_COLUMNS, TensorMap};
+pub(crate) use self::tensor_map::{EncodedMap, Heads, SWIZZLED_COLUMNS, TensorMap};
 
 use std::ffi::c_void;
 use std::ptr;
@@ -56,6 +56,8 @@ pub(crate) struct Launch {
     pub(crate) shared_bytes: u32,
     /// Blocks of a cluster, which the kernel's code fixes.
     pub(crate) cluster: u32,
+    /// Whether it may begin before a kernel right ahead of it has ended, for which it waits itself.
+    pub(crate) is_programmatic: bool,
     /// The leading arguments.
     pub(crate) maps: Vec<EncodedMap>,
     /// Device addresses, the next ones.
@@ -250,6 +252,23 @@ impl Driver {
             Self::Cuda(cuda) => Event::Cuda(cuda.record()?),
             Self::Emulator(emulator) => Event::Emulator(emulator.record()),
         })
+    }
+
+    /// The same for waiting alone, without the time.
+    pub(crate) fn mark(&self) -> Result<Event, Error> {
+        Ok(match self {
+            Self::Cuda(cuda) => Event::Cuda(cuda.mark()?),
+            Self::Emulator(emulator) => Event::Emulator(emulator.record()),
+        })
+    }
+
+    /// Waits until the stream has reached an event.
+    pub(crate) fn wait(&self, event: &Event) -> Result<(), Error> {
+        match (self, event) {
+            (Self::Cuda(cuda), Event::Cuda(event)) => cuda.wait(event),
+            (Self::Emulator(emulator), Event::Emulator(event)) => emulator.wait(event),
+            _ => Err(DeviceError::OtherDevice { operand: "event" }.into()),
+        }
     }
 
     /// Milliseconds from one event to a later one, both reached.

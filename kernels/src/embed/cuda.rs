@@ -4,7 +4,7 @@ use crate::device::cpp_name;
 use crate::operands::Operands;
 use crate::params::{DeviceSize, Instance, ParameterBlock, Source, narrow, parameter_block};
 use crate::stream::CudaStream;
-use crate::{Buffer, ElementType, Error, Indices, Table};
+use crate::{Buffer, ElementType, Error, Indices, Table, row};
 
 parameter_block! {
     /// Of every instance.
@@ -15,18 +15,17 @@ parameter_block! {
     }
 }
 
-static SOURCE: Source =
-    Source { path: "embed/embed.cu", text: include_str!("embed.cu"), assertions: EmbedParams::assertions };
+static SOURCE: Source = Source {
+    path: "embed/embed.cu",
+    text: include_str!("embed.cu"),
+    assertions: || EmbedParams::assertions() + &row::move_assertions(),
+};
+
+/// Elements that the kernel moves at a time.
+const QUAD: usize = 4;
 
 fn instance(table_type: ElementType) -> Instance {
-    Instance {
-        source: &SOURCE,
-        name: format!("embed<{}>", cpp_name(table_type)),
-        threads: 128,
-        cluster: 1,
-        shared_bytes: 0,
-        blocks_per_sm: 16,
-    }
+    row::moving(&SOURCE, format!("embed<{}>", cpp_name(table_type)))
 }
 
 /// Every instance, for the catalog.
@@ -48,5 +47,6 @@ pub(super) fn embed(
     let pointers = [on.full("out", out)?, table.address(), on.indices("input_ids", input_ids)?];
     let num_tokens = input_ids.len();
     let params = EmbedParams { num_tokens: num_tokens.on_device(), hidden_size: narrow(hidden_size), scale };
-    instance(table.element_type()).launch(stream.device(), num_tokens.bound(), &pointers, &params)
+    let blocks = row::moving_blocks("embed", num_tokens.bound(), hidden_size / QUAD)?;
+    instance(table.element_type()).launch(stream.device(), blocks, &pointers, &params)
 }

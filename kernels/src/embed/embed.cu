@@ -1,4 +1,4 @@
-// Embedding gather with a factor, out[t] = table[input_ids[t]] * scale: one block of 128 threads per token.
+// Embedding gather with a factor, out[t] = table[input_ids[t]] * scale: four elements at a time.
 #include "../hardware.cuh"
 #include "../row.cuh"
 
@@ -9,17 +9,17 @@ struct EmbedParams {
 };
 
 template <class T>
-KERNEL(128) embed(float* __restrict__ out, const T* __restrict__ table, const u32* __restrict__ input_ids,
+KERNEL_MIN_BLOCKS(MOVE_THREADS, MOVE_BLOCKS)
+embed(float* __restrict__ out, const T* __restrict__ table, const u32* __restrict__ input_ids,
                   EmbedParams p) {
-  const u32 tokens = size_of(p.num_tokens);
-  for (u32 token = blockIdx.x; token < tokens; token += gridDim.x) {
-    const T* row = table + (u64)input_ids[token] * p.hidden_size;
-    float* out_row = out + (u64)token * p.hidden_size;
-    for (u32 column = 4 * threadIdx.x; column < p.hidden_size; column += 4 * 128) {
-      float v[4];
-      load4(v, row + column);
-      for (u32 e = 0; e < 4; e++) v[e] *= p.scale;
-      store4(out_row + column, v);
-    }
-  }
+  wait_for_previous_kernel();
+  let_next_kernel_start();
+  float v[MOVES][4];
+  move_rows(
+      size_of(p.num_tokens), p.hidden_size / 4,
+      [&](u32 i, u32 token, u32 quad) { load4(v[i], table + (u64)input_ids[token] * p.hidden_size + 4 * quad); },
+      [&](u32 i, u32 token, u32 quad) {
+        for (u32 e = 0; e < 4; e++) v[i][e] *= p.scale;
+        store4(out + (u64)token * p.hidden_size + 4 * quad, v[i]);
+      });
 }

@@ -42,6 +42,8 @@ pub fn embed(
     }
     let rows = table.len() / hidden_size;
     check_indices("embed", "table", input_ids.host(), rows)?;
+    let _timed = stream
+        .timed("embed", || (String::new(), cost(input_ids.len().get(), hidden_size, table.element_bytes())));
     match stream {
         Stream::Cpu(cpu) => {
             cpu::embed(cpu, out.host_mut()?, table.mapped()?, input_ids.host(), hidden_size, scale);

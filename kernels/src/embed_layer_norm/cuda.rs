@@ -4,6 +4,7 @@ use super::EmbeddingTables;
 use crate::add_layer_norm::LayerNorm;
 use crate::operands::Operands;
 use crate::params::{DeviceSize, Instance, ParameterBlock, Source, narrow, parameter_block};
+use crate::row::Norm;
 use crate::stream::CudaStream;
 use crate::{Buffer, Error, Indices, row};
 
@@ -23,10 +24,11 @@ static SOURCE: Source = Source {
 };
 
 const KERNEL: &str = "embed_layer_norm";
+const NORM: Norm = Norm { source: &SOURCE, kernel: KERNEL, shapes: row::ENCODERS };
 
 /// Every instance, for the catalog.
 pub(crate) fn instances() -> Vec<Instance> {
-    row::instances(&SOURCE, KERNEL)
+    NORM.instances()
 }
 
 pub(super) fn embed_layer_norm(
@@ -54,7 +56,7 @@ pub(super) fn embed_layer_norm(
         hidden_size: narrow(hidden_size),
         eps: norm.eps,
     };
-    row::instance(&SOURCE, KERNEL, stream.operand_type(), hidden_size)?.launch(
+    NORM.instance(stream.operand_type(), hidden_size)?.launch(
         stream.device(),
         num_tokens.bound(),
         &pointers,

@@ -1,7 +1,7 @@
 use super::{EmbeddingTables, embed_layer_norm};
 use crate::add_layer_norm::LayerNorm;
 use crate::test_checks::{
-    Checked, NORM_SHAPES, close_to_layer_norm, every_norm, fresh, in_words, indices, operand,
+    Checked, ENCODER_NORMS, close_to_layer_norm, every_norm, fresh, in_words, indices, operand,
     same_bits_anywhere, untouched,
 };
 use crate::test_devices::{OPERAND_TYPES, device, under_schedules};
@@ -66,7 +66,7 @@ fn embed(
 }
 
 fn small(stream: &Stream) -> Checked {
-    for (tokens, hidden) in NORM_SHAPES {
+    for (tokens, hidden) in ENCODER_NORMS {
         embed(stream, 0..tokens, hidden, tokens.into())?;
     }
     Ok(())

@@ -12,7 +12,7 @@
 //!
 //! On the CPU the tables may be views of a mapped file: only the rows asked for are read. On CUDA they are in its memory.
 //! Rounding: word + token type + position in that order, then as [`add_layer_norm`](crate::add_layer_norm).
-//! Cost: three rows read, one written per token; memory-bound.
+//! Cost: a row read and one written per token, memory-bound; rows of positions are few and stay in a cache.
 //! Errors: [`Error::Length`]; [`Error::IndexOutOfRange`] names table, index and position; on CUDA [`Error::Parameter`] for
 //! a width or type that `add_layer_norm` refuses too. Error bound there: as its own, where the largest `|z|` counts the
 //! sum of two beside that of all three.
@@ -64,6 +64,10 @@ pub fn embed_layer_norm(
     {
         check_indices(KERNEL, name, ids.host(), table.len() / hidden_size)?;
     }
+    let _timed = stream.timed(KERNEL, || {
+        let (table, operand) = (tables.word.element_bytes(), out.element_bytes());
+        (String::new(), cost(input_ids.len().get(), hidden_size, table, operand))
+    });
     match stream {
         Stream::Cpu(cpu) => {
             let tables = cpu::Tables {
@@ -81,6 +85,6 @@ pub fn embed_layer_norm(
 
 /// Work of one call on tables of `element_bytes`, that writes elements of `operand_bytes`.
 pub fn cost(num_tokens: usize, hidden_size: usize, element_bytes: usize, operand_bytes: usize) -> Cost {
-    let bytes = num_tokens * hidden_size * (2 * element_bytes + operand_bytes) + 12 * hidden_size;
+    let bytes = num_tokens * hidden_size * (element_bytes + operand_bytes) + 12 * hidden_size;
     Cost::new(10 * num_tokens * hidden_size, bytes + 8 * num_tokens)
 }

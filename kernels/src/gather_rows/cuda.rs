@@ -3,7 +3,7 @@
 use crate::operands::Operands;
 use crate::params::{DeviceSize, Instance, ParameterBlock, Source, narrow, parameter_block};
 use crate::stream::CudaStream;
-use crate::{Buffer, Error, Indices};
+use crate::{Buffer, Error, Indices, row};
 
 parameter_block! {
     /// Of the one instance.
@@ -17,21 +17,14 @@ parameter_block! {
 static SOURCE: Source = Source {
     path: "gather_rows/gather_rows.cu",
     text: include_str!("gather_rows.cu"),
-    assertions: GatherRowsParams::assertions,
+    assertions: || GatherRowsParams::assertions() + &row::move_assertions(),
 };
 
 /// Bytes that the kernel moves at a time, whatever they are.
 const UNIT_BYTES: usize = 16;
 
 fn instance() -> Instance {
-    Instance {
-        source: &SOURCE,
-        name: "gather_rows".to_owned(),
-        threads: 128,
-        cluster: 1,
-        shared_bytes: 0,
-        blocks_per_sm: 16,
-    }
+    row::moving(&SOURCE, "gather_rows".to_owned())
 }
 
 /// Every instance, for the catalog.
@@ -56,5 +49,6 @@ pub(super) fn gather_rows(
         unused: 0,
     };
     let pointers = [out.address(), x.address(), on.indices("rows", rows)?];
-    instance().launch(stream.device(), rows.len().bound(), &pointers, &params)
+    let blocks = row::moving_blocks("gather_rows", rows.len().bound(), params.units as usize)?;
+    instance().launch(stream.device(), blocks, &pointers, &params)
 }

@@ -25,7 +25,7 @@ fn gather(stream: &Stream, role: Role, n: usize, row_len: usize, num_rows: Size)
 
 fn small(stream: &Stream) -> Checked {
     for role in [Role::Full, Role::Operand] {
-        for (n, row_len) in [(0, 8), (1, 8), (100, 72), (25, 1000), (5, 2304)] {
+        for (n, row_len) in [(0, 8), (1, 8), (100, 72), (130, 1000), (5, 2304)] {
             gather(stream, role, n, row_len, n.into())?;
         }
         let (_memory, size) = size_on_device(stream, 5, 90)?;

@@ -1,5 +1,6 @@
-// Row gather, out[i] = x[rows[i]], in units of 16 bytes whatever the elements: one block of 128 threads per row.
+// Row gather, out[i] = x[rows[i]], in units of 16 bytes whatever the elements.
 #include "../hardware.cuh"
+#include "../row.cuh"
 
 struct GatherRowsParams {
   Size num_rows;
@@ -7,12 +8,14 @@ struct GatherRowsParams {
   u32 unused;
 };
 
-KERNEL(128) gather_rows(u32x4* __restrict__ out, const u32x4* __restrict__ x, const u32* __restrict__ rows,
+KERNEL_MIN_BLOCKS(MOVE_THREADS, MOVE_BLOCKS)
+gather_rows(u32x4* __restrict__ out, const u32x4* __restrict__ x, const u32* __restrict__ rows,
                         GatherRowsParams p) {
-  const u32 num_rows = size_of(p.num_rows);
-  for (u32 i = blockIdx.x; i < num_rows; i += gridDim.x) {
-    const u32x4* source = x + (u64)rows[i] * p.units;
-    u32x4* destination = out + (u64)i * p.units;
-    for (u32 unit = threadIdx.x; unit < p.units; unit += 128) destination[unit] = source[unit];
-  }
+  wait_for_previous_kernel();
+  let_next_kernel_start();
+  u32x4 v[MOVES];
+  move_rows(
+      size_of(p.num_rows), p.units,
+      [&](u32 i, u32 row, u32 unit) { v[i] = x[(u64)rows[row] * p.units + unit]; },
+      [&](u32 i, u32 row, u32 unit) { out[(u64)row * p.units + unit] = v[i]; });
 }

@@ -35,6 +35,8 @@ pub fn gather_rows(
         return Ok(());
     }
     check_indices("gather_rows", "x", rows.host(), x.len() / row_len)?;
+    let _timed =
+        stream.timed("gather_rows", || (String::new(), cost(rows.len().get(), row_len, x.element_bytes())));
     match stream {
         Stream::Cpu(cpu) => {
             cpu::gather_rows(cpu, out.host_mut()?, x.host()?, rows.host(), row_len);

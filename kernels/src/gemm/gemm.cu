@@ -133,6 +133,8 @@ template <class T, class Tile, class Epilogue>
 KERNEL_MIN_BLOCKS(THREADS<Tile>, Tile::MIN_BLOCKS)
 gemm(void* d, const T* a, const T* b, const float* __restrict__ bias, const float* __restrict__ cos, const float* __restrict__ sin,
      const u32* __restrict__ position_ids, GemmParams p) {
+  wait_for_previous_kernel();
+  let_next_kernel_start();
   constexpr u32 WARP_M = Tile::BLOCK_M / Tile::WARPS_M, WARP_N = Tile::BLOCK_N / Tile::WARPS_N;
   constexpr u32 ROW_BYTES = Tile::BLOCK_K * 2, A_BYTES = Tile::BLOCK_M * ROW_BYTES;
   static_assert(WARP_M % 16 == 0 && WARP_N == 32, "the stores take four groups of eight columns");

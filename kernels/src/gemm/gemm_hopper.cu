@@ -300,6 +300,7 @@ gemm_hopper(TENSOR_MAP map_d, TENSOR_MAP map_a, TENSOR_MAP map_b, void* d, const
   }
   sync_cluster();
   wait_for_previous_kernel();
+  let_next_kernel_start();
   const u32 m = size_of(p.m);
   const Tiles<Tile> tiles(m, p.n);
 

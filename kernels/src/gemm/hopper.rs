@@ -216,6 +216,8 @@ pub(super) fn launch(
         // A map without rows would be refused; nothing is copied where there are none.
         rows: rows.max(1),
         columns: k,
+        stride: k,
+        heads: None,
         element_type: operand_type,
         box_rows,
         box_columns: SWIZZLED_COLUMNS,
@@ -223,8 +225,10 @@ pub(super) fn launch(
     };
     // The residual stream is f32, of which a box is only ever prefetched.
     let is_residual = epilogue == "AddResidual";
+    let outputs = if is_gated(epilogue) { n / 2 } else { n };
     let d = TensorMap {
-        columns: if is_gated(epilogue) { n / 2 } else { n },
+        columns: outputs,
+        stride: outputs,
         element_type: if is_residual { ElementType::F32 } else { operand_type },
         is_swizzled: !is_residual,
         ..map(operands.d, operands.d_rows, CONSUMER_ROWS)

@@ -94,6 +94,10 @@ pub fn gemm(
     epilogue: Epilogue<'_>,
 ) -> Result<(), Error> {
     check(d, a, b, parts.clone(), m.get(), epilogue)?;
+    let _timed = stream.timed("gemm", || {
+        let (n, k) = (b.outputs_of(parts.clone()), b.k());
+        (format!("{n} x {k}"), call_cost(d, a, b, parts.clone(), m.get(), epilogue))
+    });
     match stream {
         Stream::Cpu(cpu) => {
             let rows = m.get();
@@ -153,6 +157,24 @@ fn check(
             check_indices("gemm", "position", position_ids.host(), table.num_positions())
         }
     }
+}
+
+/// Work of a call, by the types that its operands are held in.
+fn call_cost(
+    d: &Buffer,
+    a: &Buffer,
+    b: &Matrix,
+    parts: Range<usize>,
+    m: usize,
+    epilogue: Epilogue<'_>,
+) -> Cost {
+    let n = b.outputs_of(parts);
+    let rows = if b.is_gated() { 2 * n } else { n };
+    let passes = if matches!(epilogue, Epilogue::AddScaled(_)) { 2 } else { 1 };
+    // Weights are of one type, in panels that may be wider than the matrix.
+    let weight_bytes = b.bytes() * n / b.num_outputs();
+    let others = cost(m, rows, b.k(), [a.element_bytes(), 0], passes * m * n * d.element_bytes());
+    others + Cost::new(0, weight_bytes)
 }
 
 /// Work of one call with `n` rows of weights, of which a gated matrix has two to an output: elements of `a` and of `b` with so many

@@ -9,6 +9,8 @@ struct L2NormalizeParams {
 };
 
 KERNEL(128) l2_normalize(float* x, L2NormalizeParams p) {
+  wait_for_previous_kernel();
+  let_next_kernel_start();
   const u32 rows = size_of(p.num_rows);
   u32 round = 0;
   for (u32 row = blockIdx.x; row < rows; row += gridDim.x) {

@@ -33,6 +33,7 @@ pub fn l2_normalize(
     if hidden_size == 0 {
         return Ok(());
     }
+    let _timed = stream.timed("l2_normalize", || (String::new(), cost(num_rows.get(), hidden_size)));
     match stream {
         Stream::Cpu(cpu) => {
             cpu::l2_normalize(cpu, x.host_mut()?, num_rows.get(), hidden_size);

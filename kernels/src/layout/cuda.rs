@@ -28,7 +28,7 @@ const HEADER_WORDS: usize = 3;
 const SEGMENT_WORDS: usize = 5;
 const COUNT_WORDS: usize = 6;
 const SPAN_WORDS: usize = 6;
-const TILE_WORDS: usize = 2;
+pub(super) const TILE_WORDS: usize = 3;
 
 /// C++ assertions that the structs have as many words as there is room for, and tiles as many rows.
 fn assertions() -> String {
@@ -88,7 +88,7 @@ pub(crate) struct DeviceLayout {
     pub(super) position_ids: u64,
     /// Spans as in packed.cuh, `[C, 6]`.
     pub(super) spans: u64,
-    /// `span, block` each, `[tiles_bound(C), 2]`.
+    /// `span, block, work_before` each and one more, as in packed.cuh, `[tiles_bound(C) + 1, 3]`.
     pub(super) tiles: u64,
     /// `[C]`
     pub(super) scored_rows: u64,
@@ -119,7 +119,7 @@ impl DeviceLayout {
             capacity + 1,
             capacity,
             SPAN_WORDS * capacity,
-            TILE_WORDS * tiles_bound(capacity),
+            TILE_WORDS * (tiles_bound(capacity) + 1),
             capacity,
             capacity,
             SPAN_WORDS * capacity,
@@ -188,7 +188,7 @@ impl DeviceLayout {
             (self.cu_seqlens, segments + 1),
             (self.position_ids, rows),
             (self.spans, 6 * segments),
-            (self.tiles, 2 * num_tiles),
+            (self.tiles, TILE_WORDS * (num_tiles + 1)),
             (self.scored_rows, seqs),
             (self.scored_position_ids, seqs),
             (self.scored_spans, 6 * seqs),

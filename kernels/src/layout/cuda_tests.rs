@@ -1,4 +1,7 @@
-use super::{Before, Bounds, Layout, LayoutBuffer, ScoredRow, Segment, Segments, TILE_ROWS, tiles_bound};
+use super::cuda::TILE_WORDS;
+use super::{
+    Before, Bounds, Layout, LayoutBuffer, ScoredRow, Segment, Segments, TILE_ROWS, tiles, tiles_bound,
+};
 use crate::attention::Span;
 use crate::params::narrow;
 use crate::test_checks::{Checked, equal, in_words};
@@ -87,11 +90,9 @@ fn compare(stream: &Stream, what: &str, buffer: &LayoutBuffer, is_fresh: bool) -
     compare("cu_seqlens", on_device.cu_seqlens, &cu_seqlens, capacity + 1)?;
     compare("position_ids", on_device.position_ids, &layout.position_ids, capacity)?;
     compare("spans", on_device.spans, &span_words(&layout.spans), 6 * capacity)?;
-    let tiles_of = |(i, span): (usize, &Span)| {
-        (0..span.queries.len().div_ceil(TILE_ROWS)).flat_map(move |block| [narrow(i), narrow(block)])
-    };
-    let tiles: Vec<u32> = layout.spans.iter().enumerate().flat_map(tiles_of).collect();
-    compare("tiles", on_device.tiles, &tiles, 2 * tiles_bound(capacity))?;
+    let is_causal = layout.segments.scored_row == ScoredRow::Last;
+    let tile_words = TILE_WORDS * (tiles_bound(capacity) + 1);
+    compare("tiles", on_device.tiles, &tiles(&layout.spans, is_causal), tile_words)?;
     compare("scored_rows", on_device.scored_rows, &layout.scored_rows, capacity)?;
     compare("scored_position_ids", on_device.scored_position_ids, &layout.scored_position_ids, capacity)?;
     compare("scored_spans", on_device.scored_spans, &span_words(&layout.scored_spans), 6 * capacity)

@@ -50,6 +50,8 @@ DEV u32 block_exclusive_sum(u32 v, u32& total) {
 KERNEL(LAYOUT_THREADS) layout(Header* header_out, Segment* segments_out, Counts* counts, u32* cu_seqlens,
                               u32* position_ids, Span* spans, Tile* tiles, u32* scored_rows, u32* scored_position_ids,
                               Span* scored_spans, const Header* header, const Segment* segments, LayoutParams p) {
+  wait_for_previous_kernel();
+  let_next_kernel_start();
   const Header batch = *header;
   const u32 n = batch.num_segments;
 
@@ -71,8 +73,10 @@ KERNEL(LAYOUT_THREADS) layout(Header* header_out, Segment* segments_out, Counts*
   if (threadIdx.x == 0) cu_seqlens[n] = num_tokens;
   sync_block();  // cu_seqlens is read by other threads from here on
 
-  // Spans; the scored ones and the tiles in the order of their segments.
-  u32 num_seqs = 0, num_tiles = 0;
+  // Spans; the scored ones and the tiles in the order of their segments. Sequences whose last row is scored are causal: of
+  // a span's own blocks of keys, a tile sees those up to its own.
+  const bool is_causal = !p.scores_first_row;
+  u32 num_seqs = 0, num_tiles = 0, work = 0;
   for (u32 base = 0; base < n; base += LAYOUT_THREADS) {
     const u32 i = base + threadIdx.x;
     Span span = {};
@@ -89,13 +93,20 @@ KERNEL(LAYOUT_THREADS) layout(Header* header_out, Segment* segments_out, Counts*
       }
       spans[i] = span;
     }
-    const u32 blocks = ceil_div(span.num_queries, TILE_ROWS);
-    u32 total_seqs, total_tiles;
+    // Blocks of 64 queries, and of as many keys: the span's own, and its prefix's.
+    const u32 blocks = ceil_div(span.num_queries, TILE_ROWS), before = ceil_div(span.prefix_len, TILE_ROWS);
+    const u32 seen = is_causal ? blocks * (blocks + 1) / 2 : blocks * blocks;
+    u32 total_seqs, total_tiles, total_work;
     const u32 seq = num_seqs + block_exclusive_sum(is_scored, total_seqs);
     const u32 tile = num_tiles + block_exclusive_sum(blocks, total_tiles);
+    u32 work_before = work + block_exclusive_sum(blocks * (1 + before) + seen, total_work);
     num_seqs += total_seqs;
     num_tiles += total_tiles;
-    for (u32 block = 0; block < blocks; block++) tiles[tile + block] = {i, block};
+    work += total_work;
+    for (u32 block = 0; block < blocks; block++) {
+      tiles[tile + block] = {i, block, work_before};
+      work_before += 1 + before + (is_causal ? block + 1 : blocks);
+    }
     if (is_scored) {
       const u32 row = p.scores_first_row ? 0 : span.num_queries - 1;
       scored_rows[seq] = span.query_start + row;
@@ -114,6 +125,7 @@ KERNEL(LAYOUT_THREADS) layout(Header* header_out, Segment* segments_out, Counts*
   }
 
   if (threadIdx.x == 0) {
+    tiles[num_tiles] = {0, 0, work};
     *header_out = batch;
     *counts = {num_tokens, num_seqs, num_tiles, 0, 0, batch.carried_rows};
     if (batch.kept_segment != NO_SEGMENT) {

@@ -15,7 +15,7 @@
 //!
 //! After a token compression all of it changes: [`LayoutBuffer::compress`] does it again with shorter passages. On CUDA both happen
 //! on the device, from the segments alone, so that nothing waits for the host; there also a list of tiles is made, 64 queries of one
-//! span each, which attention works through.
+//! span each, which attention works through: each with the work of all before it, so that a block finds its share without counting.
 //!
 //! Exact. Cost: a few words per row. Errors: [`Error::Length`] for a batch beyond the buffer's capacity or its bounds,
 //! [`Error::Parameter`] for a scored segment without a row.
@@ -167,14 +167,14 @@ pub struct Bounds {
 impl Bounds {
     /// Of the class that `layout` falls in, where batches have up to `capacity` rows.
     ///
-    /// Few classes, so that few recordings serve all batches; the first is small enough for kernels that are made for few rows
-    /// (KERNELS 2.6).
+    /// Few classes, so that few recordings serve all batches; the first are small enough for kernels that are made for few rows: a pair
+    /// alone is in one of them (KERNELS 2.6).
     pub fn of(layout: &Layout, capacity: usize) -> Self {
-        let class = |n: usize, classes: [usize; 2], largest: usize| {
-            classes.into_iter().find(|class| n <= *class && *class <= largest).unwrap_or(largest)
+        let class = |n: usize, classes: &[usize], largest: usize| {
+            classes.iter().copied().find(|class| n <= *class && *class <= largest).unwrap_or(largest)
         };
-        let tokens = class(layout.num_tokens(), [1024, 4096], capacity);
-        Self { tokens, seqs: class(layout.num_seqs(), [64, 512], tokens) }
+        let tokens = class(layout.num_tokens(), &[256, 512, 1024, 4096], capacity);
+        Self { tokens, seqs: class(layout.num_seqs(), &[64, 512], tokens) }
     }
 }
 
@@ -221,6 +221,7 @@ impl LayoutBuffer {
     pub fn lay_out(&mut self, stream: &Stream) -> Result<(), Error> {
         match (stream, &self.device) {
             (Stream::Cuda(cuda), Some(device)) => {
+                let _timed = stream.timed("layout", || (String::new(), self.cost()));
                 device.derive(cuda, device, 1, self.layout.segments.scored_row)
             }
             _ => Ok(()),
@@ -235,6 +236,7 @@ impl LayoutBuffer {
         self.bounds = from.bounds;
         match (stream, &self.device, &from.device) {
             (Stream::Cuda(cuda), Some(device), Some(from)) => {
+                let _timed = stream.timed("layout", || (String::new(), self.cost()));
                 device.derive(cuda, from, ratio, self.layout.segments.scored_row)
             }
             _ => Ok(()),
@@ -319,6 +321,10 @@ impl LayoutBuffer {
         Spans::single(&self.layout.scored_spans, address, self.seqs())
     }
 
+    fn cost(&self) -> Cost {
+        cost(self.layout.num_tokens(), self.layout.segments.segments.len())
+    }
+
     /// What a GPU has worked out of the batch, in 32-bit words; nothing on the CPU.
     pub(crate) fn words(&self) -> Result<Vec<u32>, Error> {
         match &self.device {
@@ -346,6 +352,21 @@ pub fn cost(tokens: usize, segments: usize) -> Cost {
 
 /// Queries of one tile.
 pub(crate) const TILE_ROWS: usize = 64;
+
+/// The list of tiles, in 32-bit words, that layout.cu makes of spans whose queries are their last keys.
+#[cfg(test)]
+pub(crate) fn tiles(spans: &[Span], is_causal: bool) -> Vec<u32> {
+    let (mut words, mut work) = (Vec::new(), 0);
+    for (i, span) in spans.iter().enumerate() {
+        let blocks = span.queries.len().div_ceil(TILE_ROWS);
+        for block in 0..blocks {
+            words.extend([i, block, work].map(crate::params::narrow));
+            work += 1 + span.prefix.len().div_ceil(TILE_ROWS) + if is_causal { block + 1 } else { blocks };
+        }
+    }
+    words.extend([0, 0, crate::params::narrow(work)]);
+    words
+}
 
 /// Tiles of a batch of `tokens` rows at most: every segment may leave one that is not full.
 fn tiles_bound(tokens: usize) -> usize {

@@ -39,6 +39,8 @@ template <class TOut, class TIn> DEV void convert4(TOut* out, const TIn* source)
 
 template <class TOut, class TIn>
 KERNEL(128) pack_weights(TOut* __restrict__ out, const TIn* __restrict__ weight, PackWeightsParams p) {
+  wait_for_previous_kernel();
+  let_next_kernel_start();
   for (u32 row = blockIdx.x; row < p.num_rows; row += gridDim.x) {
     const TIn* source = weight + (u64)row * p.k;
     TOut* destination = out + (u64)(p.first_row + packed_row(row, p)) * p.k;

@@ -28,7 +28,7 @@ fn instance(operand_type: ElementType) -> Instance {
         threads: 32,
         cluster: 1,
         shared_bytes: 0,
-        blocks_per_sm: 32,
+        blocks_per_sm: 16,
     }
 }
 

@@ -44,6 +44,8 @@ pub fn pool(
     if hidden_size == 0 {
         return Ok(());
     }
+    let _timed =
+        stream.timed("pool", || (String::new(), cost(num_rows, host.len(), hidden_size, x.element_bytes())));
     match stream {
         Stream::Cpu(cpu) => {
             cpu::pool(cpu, out.host_mut()?, x.host()?, host, hidden_size);

@@ -10,8 +10,14 @@ struct PoolParams {
   u32 unused;
 };
 
+// Rows that a warp has under way.
+constexpr u32 ROWS = 16;
+
 template <class T>
-KERNEL(32) pool(float* __restrict__ out, const T* __restrict__ x, const Span* __restrict__ spans, PoolParams p) {
+KERNEL_MIN_BLOCKS(32, 16)
+pool(float* __restrict__ out, const T* __restrict__ x, const Span* __restrict__ spans, PoolParams p) {
+  wait_for_previous_kernel();
+  let_next_kernel_start();
   const u32 slices = ceil_div(p.hidden_size, 128);
   const u32 items = size_of(p.num_spans) * slices;
   for (u32 item = blockIdx.x; item < items; item += gridDim.x) {
@@ -19,13 +25,18 @@ KERNEL(32) pool(float* __restrict__ out, const T* __restrict__ x, const Span* __
     if (column >= p.hidden_size) continue;
     const u32 first = spans[span].query_start, rows = spans[span].num_queries;
 
+    // Beyond the last row it is loaded again, and not added.
     float sum[4];
-    load4(sum, x + (u64)first * p.hidden_size + column);
-#pragma unroll 8
-    for (u32 row = 1; row < rows; row++) {
-      float v[4];
-      load4(v, x + (u64)(first + row) * p.hidden_size + column);
-      for (u32 e = 0; e < 4; e++) sum[e] += v[e];
+    const T* source = x + (u64)first * p.hidden_size + column;
+    load4(sum, source);
+    for (u32 row = 1; row < rows; row += ROWS) {
+      float v[ROWS][4];
+#pragma unroll
+      for (u32 i = 0; i < ROWS; i++) load4(v[i], source + (u64)min(row + i, rows - 1) * p.hidden_size);
+#pragma unroll
+      for (u32 i = 0; i < ROWS; i++) {
+        for (u32 e = 0; e < 4; e++) sum[e] = row + i < rows ? sum[e] + v[i][e] : sum[e];
+      }
     }
     const float inverse = div_rn(1.0f, (float)rows);
     for (u32 e = 0; e < 4; e++) sum[e] *= inverse;

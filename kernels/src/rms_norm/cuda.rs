@@ -3,6 +3,7 @@
 use super::RmsNorm;
 use crate::operands::Operands;
 use crate::params::{DeviceSize, Instance, ParameterBlock, Source, narrow, parameter_block};
+use crate::row::Norm;
 use crate::stream::CudaStream;
 use crate::{Buffer, Error, Size, row};
 
@@ -22,10 +23,11 @@ static SOURCE: Source = Source {
 };
 
 const KERNEL: &str = "rms_norm";
+const NORM: Norm = Norm { source: &SOURCE, kernel: KERNEL, shapes: row::DECODERS };
 
 /// Every instance, for the catalog.
 pub(crate) fn instances() -> Vec<Instance> {
-    row::instances(&SOURCE, KERNEL)
+    NORM.instances()
 }
 
 pub(super) fn rms_norm(
@@ -40,7 +42,7 @@ pub(super) fn rms_norm(
     let pointers = [on.operand("out", out)?, on.full("x", x)?, on.full("weight", norm.weight)?];
     let params =
         RmsNormParams { num_rows: num_rows.on_device(), hidden_size: narrow(hidden_size), eps: norm.eps };
-    row::instance(&SOURCE, KERNEL, stream.operand_type(), hidden_size)?.launch(
+    NORM.instance(stream.operand_type(), hidden_size)?.launch(
         stream.device(),
         num_rows.bound(),
         &pointers,

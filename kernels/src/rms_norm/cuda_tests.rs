@@ -1,6 +1,6 @@
 use super::{RmsNorm, rms_norm};
 use crate::test_checks::{
-    self, Checked, NORM_SHAPES, RMS_NORM_BOUND, close, every_norm, fresh, in_words, rounding,
+    self, Checked, DECODER_NORMS, RMS_NORM_BOUND, close, every_norm, fresh, in_words, rounding,
     same_bits_anywhere, untouched, wide,
 };
 use crate::test_devices::{OPERAND_TYPES, device, under_schedules};
@@ -32,7 +32,7 @@ fn norm(stream: &Stream, rows: std::ops::Range<usize>, hidden: usize, num_rows: 
 }
 
 fn small(stream: &Stream) -> Checked {
-    for (rows, hidden) in NORM_SHAPES {
+    for (rows, hidden) in DECODER_NORMS {
         norm(stream, 0..rows, hidden, rows.into())?;
     }
     Ok(())
@@ -57,7 +57,7 @@ fn every_instance() {
 #[test]
 fn a_row_has_the_same_bits_anywhere() {
     for stream in OPERAND_TYPES.into_iter().filter_map(device) {
-        for hidden in [384, 2304] {
+        for hidden in [384, 2304, 3584] {
             same_bits_anywhere(&stream, 40, |rows, size| norm(&stream, rows, hidden, size)).unwrap();
         }
     }

@@ -18,10 +18,11 @@
 //! more where one was added to the weight. Tests use it.
 //! Cost: `8 * num_rows * hidden_size` bytes, memory-bound. `num_rows == 0` is a no-op.
 //!
-//! On CUDA `hidden_size` is a multiple of 8, at most 8192. One block holds a row in registers: 1, 2, 4 or 8 warps,
-//! as its width asks for. Squares are summed in fours, over a thread's eight fours, over a warp's lanes, over warps: at
-//! most 24 roundings one behind the other whatever the width, of which the root halves the effect. Error bound:
-//! `18 * 2^-24 * |out|` and the rounding to the operand type. Cost: 6 bytes an element.
+//! On CUDA `hidden_size` is a multiple of 8, at most 8192. One block holds a row in registers: as many warps, and in each
+//! thread as many groups of four, as its width asks for (`row.rs`). Squares are summed in fours, over a thread's fours, at
+//! most eight, over a warp's lanes in pairs, over the warps in pairs: at most 20 roundings one behind the other whatever
+//! the width, of which the root halves the effect. Error bound: `18 * 2^-24 * |out|` and the rounding to the operand type.
+//! Cost: 6 bytes an element.
 //!
 //! Errors: [`Error::Length`]; on CUDA [`Error::Parameter`] for another width or type.
 //! Source: Zhang and Sennrich 2019, eq. 4; SPEC 5 and 6.
@@ -62,6 +63,8 @@ pub fn rms_norm(
     if hidden_size == 0 {
         return Ok(());
     }
+    let _timed =
+        stream.timed("rms_norm", || (String::new(), cost(num_rows.get(), hidden_size, out.element_bytes())));
     match stream {
         Stream::Cpu(cpu) => {
             let weight = norm.weight.host()?;

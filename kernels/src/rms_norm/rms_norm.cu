@@ -8,23 +8,25 @@ struct RmsNormParams {
   float eps;
 };
 
-template <class T, u32 WARPS>
-KERNEL_MIN_BLOCKS(32 * WARPS, ROW_BLOCKS / WARPS)
+template <class T, u32 WARPS, u32 QUADS>
+KERNEL_MIN_BLOCKS(32 * WARPS, row_blocks(WARPS, QUADS))
 rms_norm(T* __restrict__ out, const float* __restrict__ x, const float* __restrict__ weight, RmsNormParams p) {
+  wait_for_previous_kernel();
+  let_next_kernel_start();
   const u32 rows = size_of(p.num_rows);
   u32 round = 0;
   for (u32 row = blockIdx.x; row < rows; row += gridDim.x) {
     const u64 start = (u64)row * p.hidden_size;
-    float v[QUADS][4];
-    for_each_quad<WARPS>(p.hidden_size, [&](u32 i, u32 column) { load4(v[i], x + start + column); });
+    // The weights come with the row, and wait for its sum in registers.
+    float v[QUADS][4], w[QUADS][4];
+    load_row<WARPS>(v, x + start, p.hidden_size);
+    load_row<WARPS>(w, weight, p.hidden_size);
 
     float inverse = inverse_rms<WARPS>(v, p.hidden_size, p.eps, round);
-
-    for_each_quad<WARPS>(p.hidden_size, [&](u32 i, u32 column) {
-      float w[4];
-      load4(w, weight + column);
-      for (u32 e = 0; e < 4; e++) v[i][e] = v[i][e] * inverse * w[e];
-      store4(out + start + column, v[i]);
-    });
+#pragma unroll
+    for (u32 i = 0; i < QUADS; i++) {
+      for (u32 e = 0; e < 4; e++) v[i][e] = v[i][e] * inverse * w[i][e];
+    }
+    store_row<WARPS>(out + start, v, p.hidden_size);
   }
 }

@@ -46,6 +46,7 @@ pub fn row_dot(
     let rows = num_rows.get();
     check_length("row_dot", "out", out.len(), offset + rows)?;
     check_length("row_dot", "x", x.len(), rows * weight.len())?;
+    let _timed = stream.timed("row_dot", || (String::new(), cost(rows, weight.len(), x.element_bytes())));
     match stream {
         Stream::Cpu(cpu) => {
             let out = &mut out.host_mut()?[offset..offset + rows];

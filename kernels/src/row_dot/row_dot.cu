@@ -13,6 +13,8 @@ struct RowDotParams {
 template <class T>
 KERNEL(128) row_dot(float* __restrict__ out, const T* __restrict__ x, const float* __restrict__ weight,
                     RowDotParams p) {
+  wait_for_previous_kernel();
+  let_next_kernel_start();
   const u32 rows = size_of(p.num_rows);
   u32 round = 0;
   for (u32 row = blockIdx.x; row < rows; row += gridDim.x) {

@@ -3,6 +3,7 @@
 use crate::operands::Operands;
 use crate::params::{DeviceSize, Instance, ParameterBlock, Source, narrow, parameter_block};
 use crate::rms_norm::RmsNorm;
+use crate::row::Norm;
 use crate::stream::CudaStream;
 use crate::{Buffer, Error, Size, row};
 
@@ -24,10 +25,11 @@ static SOURCE: Source = Source {
 };
 
 const KERNEL: &str = "sandwich_norm";
+const NORM: Norm = Norm { source: &SOURCE, kernel: KERNEL, shapes: row::DECODERS };
 
 /// Every instance, for the catalog.
 pub(crate) fn instances() -> Vec<Instance> {
-    row::instances(&SOURCE, KERNEL)
+    NORM.instances()
 }
 
 pub(super) fn sandwich_norm(
@@ -55,7 +57,7 @@ pub(super) fn sandwich_norm(
         pre_eps: pre.eps,
         unused: 0,
     };
-    row::instance(&SOURCE, KERNEL, stream.operand_type(), hidden_size)?.launch(
+    NORM.instance(stream.operand_type(), hidden_size)?.launch(
         stream.device(),
         num_rows.bound(),
         &pointers,

@@ -1,8 +1,8 @@
 use super::sandwich_norm;
 use crate::rms_norm::RmsNorm;
 use crate::test_checks::{
-    self, Checked, NORM_SHAPES, RMS_NORM_BOUND, UNIT, close, every_norm, fresh, in_words, operand, rounding,
-    same_bits_anywhere, untouched, wide,
+    self, Checked, DECODER_NORMS, RMS_NORM_BOUND, UNIT, close, every_norm, fresh, in_words, operand,
+    rounding, same_bits_anywhere, untouched, wide,
 };
 use crate::test_devices::{OPERAND_TYPES, device, under_schedules};
 use crate::testing::values;
@@ -49,7 +49,7 @@ fn norm(stream: &Stream, rows: std::ops::Range<usize>, hidden: usize, num_rows: 
 }
 
 fn small(stream: &Stream) -> Checked {
-    for (rows, hidden) in NORM_SHAPES {
+    for (rows, hidden) in DECODER_NORMS {
         norm(stream, 0..rows, hidden, rows.into())?;
     }
     Ok(())

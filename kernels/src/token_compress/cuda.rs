@@ -30,7 +30,7 @@ fn instance() -> Instance {
         threads: 128,
         cluster: 1,
         shared_bytes: 0,
-        blocks_per_sm: 12,
+        blocks_per_sm: 8,
     }
 }
 

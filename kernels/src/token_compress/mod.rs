@@ -86,6 +86,11 @@ pub fn token_compress(
     if hidden_size == 0 {
         return Ok(());
     }
+    let _timed = stream.timed("token_compress", || {
+        let (rows, left) = (before.tokens().get(), after.tokens().get());
+        let passages = before.host().segments.segments.iter().map(|segment| segment.parts.passage);
+        (String::new(), cost(rows, passages.sum(), left, hidden_size))
+    });
     match stream {
         Stream::Cpu(cpu) => {
             let (before, after) = (before.host(), after.host());

@@ -11,10 +11,15 @@ struct TokenCompressParams {
   u32 hidden_size;
 };
 
+// Quads of a row that a thread has under way.
+constexpr u32 COLUMNS = 4;
+
 // `segments` and `cu_seqlens` describe x, `out_cu_seqlens` the result.
-KERNEL(128) token_compress(float* __restrict__ out, const float* __restrict__ x, const Segment* __restrict__ segments,
-                           const u32* __restrict__ cu_seqlens, const u32* __restrict__ out_cu_seqlens,
-                           TokenCompressParams p) {
+KERNEL_MIN_BLOCKS(128, 8)
+token_compress(float* __restrict__ out, const float* __restrict__ x, const Segment* __restrict__ segments,
+               const u32* __restrict__ cu_seqlens, const u32* __restrict__ out_cu_seqlens, TokenCompressParams p) {
+  wait_for_previous_kernel();
+  let_next_kernel_start();
   const u32 rows = size_of(p.num_rows), num_segments = size_of(p.num_segments);
   for (u32 row = blockIdx.x; row < rows; row += gridDim.x) {
     // The first segment that ends behind this row; it is not empty, whatever stands before it.
@@ -44,17 +49,29 @@ KERNEL(128) token_compress(float* __restrict__ out, const float* __restrict__ x,
     const float* source = x + (u64)(cu_seqlens[low] + first) * p.hidden_size;
     float* destination = out + (u64)row * p.hidden_size;
     const float inverse = div_rn(1.0f, (float)group);
-    for (u32 column = 4 * threadIdx.x; column < p.hidden_size; column += 4 * 128) {
-      float sum[4];
-      load4(sum, source + column);
-#pragma unroll 4
+    for (u32 first_column = 4 * threadIdx.x; first_column < p.hidden_size; first_column += COLUMNS * 4 * 128) {
+      // Behind the row's end its last quad once more.
+      u32 column[COLUMNS];
+      float sum[COLUMNS][4];
+#pragma unroll
+      for (u32 c = 0; c < COLUMNS; c++) column[c] = min(first_column + c * 4 * 128, p.hidden_size - 4);
+#pragma unroll
+      for (u32 c = 0; c < COLUMNS; c++) load4(sum[c], source + column[c]);
+#pragma unroll 1
       for (u32 k = 1; k < group; k++) {
-        float v[4];
-        load4(v, source + (u64)k * p.hidden_size + column);
-        for (u32 e = 0; e < 4; e++) sum[e] += v[e];
+        float v[COLUMNS][4];
+#pragma unroll
+        for (u32 c = 0; c < COLUMNS; c++) load4(v[c], source + (u64)k * p.hidden_size + column[c]);
+#pragma unroll
+        for (u32 c = 0; c < COLUMNS; c++) {
+          for (u32 e = 0; e < 4; e++) sum[c][e] += v[c][e];
+        }
       }
-      for (u32 e = 0; e < 4; e++) sum[e] *= inverse;
-      store4(destination + column, sum);
+#pragma unroll
+      for (u32 c = 0; c < COLUMNS; c++) {
+        for (u32 e = 0; e < 4; e++) sum[c][e] *= inverse;
+        store4(destination + column[c], sum[c]);
+      }
     }
   }
 }

@@ -33,7 +33,7 @@ use outcrop_loader::{Adapter, Change, Checkpoint, DecoderConfig, DecoderFamily, 
 pub use activations::{Activations, Step};
 pub use batch::{Batch, Group};
 pub use manifest::{WeightInfo, WeightPart, manifest};
-pub use pass::Pass;
+pub use pass::{Pass, PendingScores};
 
 use crate::Error;
 use crate::weights::{EmbeddingTable, Reader, RmsConvention, RootMeanSquare, elements};

@@ -7,7 +7,7 @@ use outcrop_kernels::layout::LayoutBuffer;
 use outcrop_kernels::rms_norm::{RmsNorm, rms_norm};
 use outcrop_kernels::row_dot::row_dot;
 use outcrop_kernels::token_compress::token_compress;
-use outcrop_kernels::{Buffer, Size, Stream};
+use outcrop_kernels::{Buffer, Reading, Size, Stream};
 
 use super::activations::{Activations, Run, Step, Tensors};
 use super::batch::Batch;
@@ -27,6 +27,23 @@ pub struct Pass<'a> {
     pub(super) scored_rows: ScoredRows,
     /// The layout in force, of the two.
     pub(super) layout: usize,
+}
+
+/// The scores of a batch that is being run.
+pub struct PendingScores {
+    reading: Reading,
+    /// From one cutoff's scores to the next one's.
+    stride: usize,
+    num_seqs: usize,
+}
+
+impl PendingScores {
+    /// Waits for them: of every score asked for, one per sequence.
+    pub fn wait(self) -> Result<Vec<Vec<f32>>, Error> {
+        let scores = self.reading.wait()?;
+        let of_batch = |scores: &[f32]| scores[..self.num_seqs].to_vec();
+        Ok(scores.chunks_exact(self.stride.max(1)).map(of_batch).collect())
+    }
 }
 
 /// Which rows the residual stream holds.
@@ -50,14 +67,15 @@ pub(super) enum Output {
 impl Stack<'_> {
     /// Runs `steps` over `batch`, for which `act` must have room: of every score asked for, one per sequence.
     ///
-    /// On a GPU the launches of a run are recorded and replayed where `act` was made to.
+    /// On a GPU the launches of a run are recorded and replayed where `act` was made to. They are submitted and not waited for: `act` may
+    /// take the next batch at once.
     pub fn run(
         &self,
         stream: &Stream,
         act: &mut Activations,
         batch: &Batch,
         steps: &[Step],
-    ) -> Result<Vec<Vec<f32>>, Error> {
+    ) -> Result<PendingScores, Error> {
         let bounds = act.load(stream, &self.decoder.config, batch, self.layers_run())?;
         let Activations { graphs, tensors, .. } = act;
         let run = Run {
@@ -74,9 +92,8 @@ impl Stack<'_> {
             tensors.prefixes.hand_over();
         }
         let num_scores = steps.iter().filter(|step| matches!(step, Step::Score(_))).count();
-        let scores = tensors.scores.read(num_scores * bounds.seqs)?;
-        let of_batch = |scores: &[f32]| scores[..batch.num_seqs()].to_vec();
-        Ok(scores.chunks_exact(bounds.seqs.max(1)).map(of_batch).collect())
+        let reading = tensors.scores.read_later(num_scores * bounds.seqs)?;
+        Ok(PendingScores { reading, stride: bounds.seqs, num_seqs: batch.num_seqs() })
     }
 }
 
@@ -94,6 +111,7 @@ impl<'a> Pass<'a> {
 
     /// Embeds the tokens of the batch that has been taken in.
     fn begin(stream: &'a Stream, stack: &'a Stack<'a>, tensors: &'a mut Tensors) -> Result<Self, Error> {
+        stream.label("embedding", None);
         let decoder = stack.decoder;
         tensors.layouts[0].lay_out(stream)?;
         let Tensors { input_ids, layouts: [layout, _], hidden, .. } = &mut *tensors;
@@ -112,15 +130,23 @@ impl<'a> Pass<'a> {
     /// Takes one step.
     pub fn step(&mut self, step: Step) -> Result<(), Error> {
         match step {
-            Step::Score(nth) => self.score(nth),
-            Step::Compress(ratio) => self.compress(ratio),
+            Step::Score(nth) => {
+                self.stream.label("score", nth);
+                self.score(nth)
+            }
+            Step::Compress(ratio) => {
+                self.stream.label("compress", self.layer);
+                self.compress(ratio)
+            }
             Step::Layer => {
+                self.stream.label("layer", self.layer);
                 let stack = self.stack;
                 stack.layers[self.layer].forward(self, stack.layers[self.layer + 1].input_layernorm())?;
                 self.layer += 1;
                 Ok(())
             }
             Step::LastLayer => {
+                self.stream.label("layer", self.layer);
                 let stack = self.stack;
                 self.scored_rows = ScoredRows::Alone;
                 stack.layers[self.layer].forward(self, &stack.norm)?;

@@ -1,5 +1,7 @@
 //! A packed batch: the sequences of one forward pass, concatenated.
 
+use outcrop_kernels::attention::{self, AttentionParams, Mask, Span};
+use outcrop_kernels::gemm;
 use outcrop_kernels::layout::{Layout, ScoredRow, Segments};
 use outcrop_loader::{Architecture, EncoderConfig};
 
@@ -35,6 +37,30 @@ impl Batch {
     /// Tokens in the batch.
     pub fn num_tokens(&self) -> usize {
         self.layout.num_tokens()
+    }
+
+    /// Floating-point operations of the matrix products of a run to the scores, the head aside; of the last layer keys and values are
+    /// those of all rows, and the rest is the scored rows' alone. A fused multiply-add counts two.
+    pub fn flops(&self, config: &EncoderConfig) -> u64 {
+        let (tokens, hidden) = (self.num_tokens(), config.hidden_size);
+        let params = AttentionParams {
+            num_heads: config.num_attention_heads,
+            num_kv_heads: config.num_attention_heads,
+            head_dim: config.head_dim(),
+            softmax_scale: 1.0,
+            mask: Mask::Full,
+            softcap: None,
+        };
+        let product = |m: usize, n: usize| gemm::cost(m, n, hidden, [0, 0], 0).flops;
+        let layer = |rows: usize, spans: &[Span]| {
+            // Key and value; query and output; up and down.
+            product(tokens, 2 * hidden)
+                + product(rows, 2 * hidden)
+                + product(rows, 2 * config.intermediate_size)
+                + attention::cost(spans, params, 0).flops
+        };
+        let Some(before) = config.num_hidden_layers.checked_sub(1) else { return 0 };
+        before as u64 * layer(tokens, &self.layout.spans) + layer(self.num_seqs(), &self.layout.scored_spans)
     }
 }
 

@@ -28,7 +28,7 @@ use outcrop_kernels::gemm::{Epilogue, gemm};
 use outcrop_kernels::l2_normalize::l2_normalize;
 use outcrop_kernels::pool::pool;
 use outcrop_kernels::row_dot::row_dot;
-use outcrop_kernels::{Buffer, CpuStream, ElementType, Size, Stream};
+use outcrop_kernels::{Buffer, CpuStream, ElementType, Reading, Size, Stream};
 use outcrop_loader::{Architecture, Checkpoint, EncoderConfig};
 
 use self::activations::{Run, Tensors};
@@ -175,30 +175,29 @@ impl Encoder {
 
     /// One raw score per sequence of a batch of pairs; `None` for a model without a scoring head.
     ///
-    /// `act` must have room for the batch.
+    /// `act` must have room for the batch. On a GPU the run is submitted and not waited for: `act` may take the next batch at once.
     pub fn scores(
         &self,
         stream: &Stream,
         act: &mut Activations,
         batch: &Batch,
-    ) -> Result<Option<Vec<f32>>, Error> {
+    ) -> Result<Option<Reading>, Error> {
         let Some(classifier) = &self.classifier else { return Ok(None) };
         let run = Run { bounds: act.load(batch)?, embeddings: None };
         let Activations { graphs, tensors, .. } = act;
         graphs.run(stream, run, || {
             self.first_rows(stream, tensors)?;
+            stream.label("head", None);
             let Tensors { layout, hidden, projected, results, .. } = tensors;
             let Linear { weight, bias } = &classifier.dense;
             gemm(stream, projected, hidden, weight, 0..1, layout.seqs(), Epilogue::BiasTanh(bias))?;
             let Classifier { out_proj_weight: head, out_proj_bias: bias, .. } = classifier;
             Ok::<_, Error>(row_dot(stream, results, 0, projected, head, *bias, None, layout.seqs())?)
         })?;
-        Ok(Some(act.tensors.results.read(batch.num_seqs())?))
+        Ok(Some(act.tensors.results.read_later(batch.num_seqs())?))
     }
 
-    /// One vector of `hidden_size` elements per sequence, one after the other.
-    ///
-    /// `act` must have room for the batch.
+    /// One vector of `hidden_size` elements per sequence, one after the other; `act` as for [`Encoder::scores`].
     pub fn embeddings(
         &self,
         stream: &Stream,
@@ -206,7 +205,7 @@ impl Encoder {
         batch: &Batch,
         pooling: Pooling,
         normalize: bool,
-    ) -> Result<Vec<f32>, Error> {
+    ) -> Result<Reading, Error> {
         let hidden_size = self.config.hidden_size;
         let run = Run { bounds: act.load(batch)?, embeddings: Some((pooling, normalize)) };
         let Activations { graphs, tensors, .. } = act;
@@ -215,6 +214,7 @@ impl Encoder {
                 Pooling::Cls => self.first_rows(stream, tensors)?,
                 Pooling::Mean => self.all_rows(stream, tensors)?,
             }
+            stream.label("head", None);
             let Tensors { layout, hidden, results, .. } = tensors;
             let spans = match pooling {
                 Pooling::Cls => layout.scored_spans(),
@@ -226,13 +226,14 @@ impl Encoder {
             }
             Ok::<_, Error>(())
         })?;
-        Ok(act.tensors.results.read(batch.num_seqs() * hidden_size)?)
+        Ok(act.tensors.results.read_later(batch.num_seqs() * hidden_size)?)
     }
 
     /// Leaves the last layer's output for every token in `hidden`, `[T, H]`.
     fn all_rows(&self, stream: &Stream, tensors: &mut Tensors) -> Result<(), Error> {
         self.embed(stream, tensors)?;
-        for layer in &self.layers {
+        for (n, layer) in self.layers.iter().enumerate() {
+            stream.label("layer", n);
             layer.forward(stream, tensors, self.attention_params())?;
         }
         Ok(())
@@ -244,13 +245,16 @@ impl Encoder {
     fn first_rows(&self, stream: &Stream, tensors: &mut Tensors) -> Result<(), Error> {
         self.embed(stream, tensors)?;
         let Some((last, before)) = self.layers.split_last() else { return Ok(()) };
-        for layer in before {
+        for (n, layer) in before.iter().enumerate() {
+            stream.label("layer", n);
             layer.forward(stream, tensors, self.attention_params())?;
         }
+        stream.label("layer", before.len());
         last.forward_first_rows(stream, tensors, self.attention_params())
     }
 
     fn embed(&self, stream: &Stream, tensors: &mut Tensors) -> Result<(), Error> {
+        stream.label("embedding", None);
         let Tensors { input_ids, position_ids, layout, hidden, .. } = tensors;
         layout.lay_out(stream)?;
         let (word, word_table) = &self.word_embeddings;

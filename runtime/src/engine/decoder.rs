@@ -8,10 +8,10 @@ use outcrop_models::decoder::{Activations, Batch, Decoder, Group, check_sequence
 use outcrop_models::input::PairSequence;
 
 use super::Engine;
-use super::replica::{Replica, distribute};
+use super::replica::{InFlight, Replica, distribute};
 use crate::Error;
 use crate::packing::{Part, PrefixGroup, pack_groups};
-use crate::schedule::Schedule;
+use crate::schedule::{PendingBatch, Schedule};
 
 /// A decoder with what its calls share.
 pub(super) struct DecoderModel {
@@ -86,6 +86,7 @@ pub(super) fn yes_token(tokenizer: &Tokenizer) -> Result<u32, Error> {
 impl Engine {
     /// Runs `schedule` over packed batches of the pairs and returns one output per pair, in order.
     ///
+    /// All pairs are tokenised first: those that share a query belong together, and beside a decoder's layers it takes no time.
     /// A pair that the model cannot hold fails alone.
     pub(super) fn run_decoder(
         &self,
@@ -103,10 +104,10 @@ impl Engine {
         let longest = inputs.values().map(|pair| pair.sequence.input_ids.len()).max().unwrap_or(0);
         let found = match inputs.is_empty() {
             true => Vec::new(),
-            false => self.within_memory(longest, |batch_tokens| {
+            false => self.within_memory(&longest.into(), |batch_tokens| {
                 let capacity = longest.max(batch_tokens);
                 let chains = chains(pack_groups(groups(&pairs, model.prefix_sharing), batch_tokens));
-                distribute(&model.replicas, chains, |replica, chains| {
+                distribute(&model.replicas, &mut chains.into_iter(), |replica, chains| {
                     let run = Run { host: &self.host, schedule, longest, capacity, inputs: &inputs };
                     let keep = capacity == batch_tokens;
                     run.chains(replica, chains, keep, model.record_graphs)
@@ -140,37 +141,45 @@ struct Run<'a> {
 /// The scores of every cutoff, and the tokens left behind the last layer, by the index of their pair.
 type Found = Vec<(usize, (Vec<f32>, usize))>;
 
+/// Waits for the scores of a batch and gives each pair its own.
+fn found((members, pending): (Vec<usize>, PendingBatch)) -> Result<Found, Error> {
+    let results = pending.wait()?;
+    let of_nth = |nth: usize| results.scores.iter().map(|scores| scores[nth]).collect();
+    let found = |(nth, i)| (i, (of_nth(nth), results.tokens_after[nth]));
+    Ok(members.into_iter().enumerate().map(found).collect())
+}
+
 impl Run<'_> {
     /// Runs batch after batch; memory for them is kept for the next call unless one long sequence made it larger than usual.
     fn chains(
         &self,
         replica: &Replica<Decoder, Activations>,
-        chains: Vec<Vec<Vec<Part>>>,
+        chains: &mut dyn Iterator<Item = Vec<Vec<Part>>>,
         keep: bool,
         record_graphs: bool,
     ) -> Result<Found, Error> {
-        let _turn = replica.turn();
+        let turn = replica.turn();
         let Replica { stream, model: decoder, .. } = replica;
         // Layers are read here, on the caller's thread: the compute threads never wait for one another.
         let stack = decoder.stack(stream, self.host, &self.schedule.cutoffs, self.longest)?;
         let mut act = replica.take(
+            None,
             |act| act.capacity() >= self.capacity,
             || Ok(Activations::new(stream, decoder.config(), self.capacity, record_graphs)?),
         )?;
-        let mut found = Vec::new();
-        for parts in chains.iter().flatten() {
+        let mut in_flight = InFlight::new();
+        for parts in chains.flatten() {
             let batch = Batch::new(&parts.iter().map(|part| group(part, self.inputs)).collect::<Vec<_>>());
-            let results = stream.run(|| self.schedule.run(stream, &stack, &mut act, &batch))?;
-            let members = parts.iter().flat_map(|part| &part.members);
-            for (nth, i) in members.enumerate() {
-                let scores = results.scores.iter().map(|scores| scores[nth]).collect();
-                found.push((*i, (scores, results.tokens_after[nth])));
-            }
+            let pending =
+                stream.span(|| stream.run(|| self.schedule.run(stream, &stack, &mut act, &batch)))?;
+            let members = parts.into_iter().flat_map(|part| part.members).collect();
+            in_flight.push((members, pending), found)?;
         }
         if keep {
             replica.keep(act);
         }
-        Ok(found)
+        drop(turn);
+        in_flight.finish(found)
     }
 }
 

@@ -3,7 +3,7 @@
 use outcrop_models::Pooling;
 use outcrop_models::input::{Sequence, encode_text};
 
-use super::encoder::{EncoderModel, Output};
+use super::encoder::{EncoderModel, Output, Texts};
 use super::{Embedding, Engine, Model};
 use crate::options::Instruction;
 use crate::{EmbedOptions, Error};
@@ -24,10 +24,14 @@ impl Engine {
         let model = self.embedder()?;
         let instruction = Instruction::parse(options.instruction.as_deref(), &options.instruction_format)?;
         let max_length = options.max_length.unwrap_or_else(|| model.max_length());
-        let sequences = self.encode_all(texts.len(), |i| {
-            let ids = self.tokenizer.encode(&instruction.apply(texts[i].as_ref()))?;
-            Ok(encode_text(&ids, self.special_ids(), max_length))
-        });
+        let texts = Texts {
+            count: texts.len(),
+            len: |i: usize| texts[i].as_ref().len(),
+            encode: |i: usize| {
+                let ids = self.tokenizer.encode(&instruction.apply(texts[i].as_ref()))?;
+                Ok(encode_text(&ids, self.special_ids(), max_length))
+            },
+        };
         let pooling = options.pooling.unwrap_or_else(|| model.pooling());
         let normalize = options.normalize.unwrap_or_else(|| {
             model
@@ -35,14 +39,12 @@ impl Engine {
                 .as_ref()
                 .is_none_or(|sentence_transformers| sentence_transformers.normalize)
         });
-        let hidden_size = model.config().hidden_size;
-        let outputs = self.run_encoder(model, sequences, |encoder, stream, act, batch| {
-            let vectors = encoder.embeddings(stream, act, batch, pooling, normalize)?;
-            Ok(vectors.chunks_exact(hidden_size).map(<[f32]>::to_vec).collect())
+        let outputs = self.run_encoder(model, &texts, |encoder, stream, act, batch| {
+            Ok(encoder.embeddings(stream, act, batch, pooling, normalize)?)
         })?;
-        let embedding = |Output { value, tokens, truncated }: Output<Vec<f32>>| {
-            if value.iter().all(|x| x.is_finite()) {
-                Ok(Embedding { vector: value, tokens, truncated })
+        let embedding = |Output { values: vector, tokens, truncated }| {
+            if vector.iter().all(|x| x.is_finite()) {
+                Ok(Embedding { vector, tokens, truncated })
             } else {
                 Err(self.non_finite())
             }

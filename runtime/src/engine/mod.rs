@@ -3,11 +3,12 @@
 mod decoder;
 mod embed;
 mod encoder;
+mod measure;
 mod replica;
 mod score;
 
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use outcrop_loader::{Adapter, AllowedCutoffs, Checkpoint, Config, DecoderFamily, Tokenizer};
@@ -19,6 +20,7 @@ use rayon::prelude::*;
 
 use self::decoder::DecoderModel;
 use self::encoder::EncoderModel;
+pub use self::measure::Timings;
 use self::replica::Replica;
 use crate::device::{self, DeviceChoice};
 use crate::{Cutoffs, Device, Dtype, EngineOptions, Error, Warning};
@@ -34,7 +36,8 @@ const BATCH_TOKENS_MIN: usize = 256;
 
 /// A model, ready to score.
 ///
-/// `Send` and `Sync`; calls from several threads run at the same time on the same compute threads, and one after the other on a GPU.
+/// `Send` and `Sync`; calls from several threads run at the same time on the same compute threads, and on a GPU one after the other,
+/// without a pause between them.
 pub struct Engine {
     /// Tokenises, and merges adapters.
     host: Arc<CpuStream>,
@@ -46,6 +49,10 @@ pub struct Engine {
     warnings: Mutex<Vec<Warning>>,
     /// The answer to "which weight is not finite", looked for once, when a result is not.
     non_finite: OnceLock<Option<String>>,
+    /// Time that calls have spent on tokenisation so far.
+    tokenizing_ns: AtomicU64,
+    /// One measurement at a time.
+    measuring: Mutex<()>,
 }
 
 enum Model {
@@ -124,58 +131,18 @@ impl Engine {
         let checkpoint = Arc::new(Checkpoint::open(dir)?);
         let config = checkpoint.config().clone();
         check_options(&config, options)?;
-        let tokenizer = checkpoint.tokenizer()?;
         let host = CpuStream::new(options.threads)?;
-        let (streams, choice) = match (options.dtype, &options.device) {
-            (Dtype::F32, Device::Auto) => device::streams(&Device::Cpu, ElementType::F32, &host)?,
-            _ => device::streams(&options.device, operand_type(&config, &checkpoint, options.dtype), &host)?,
-        };
-        let record_graphs = options.graphs;
-        let batch_tokens_default = match streams[0] {
-            Stream::Cpu(_) => CPU_BATCH_TOKENS_DEFAULT,
-            Stream::Cuda(_) => GPU_BATCH_TOKENS_DEFAULT,
-        };
-        let element_type = |stream: &Stream| match stream {
-            Stream::Cpu(_) => options.dtype.element_type(),
-            Stream::Cuda(_) => Some(operand_type(&config, &checkpoint, options.dtype)),
-        };
-        let model = match &config {
-            Config::Encoder(encoder_config) => {
-                let load = |stream: Stream| {
-                    let element_type = element_type(&stream);
-                    let encoder =
-                        Encoder::load(&stream, &host, Arc::clone(&checkpoint), encoder_config, element_type)?;
-                    Ok(Replica::new(stream, encoder))
-                };
-                Model::Encoder(EncoderModel {
-                    sentence_transformers: checkpoint.sentence_transformers()?,
-                    replicas: streams.into_iter().map(load).collect::<Result<_, Error>>()?,
-                    record_graphs,
-                })
-            }
-            Config::Decoder(decoder_config) => {
-                let yes = match decoder_config.family {
-                    DecoderFamily::Gemma(_) => Some(decoder::yes_token(&tokenizer)?),
-                    DecoderFamily::MiniCpm(_) | DecoderFamily::Gemma2(_) => None,
-                };
-                let open = |stream: Stream| {
-                    let adapters = options.adapters.iter().map(Adapter::open).collect::<Result<_, _>>()?;
-                    let decoder_options = DecoderOptions {
-                        element_type: element_type(&stream),
-                        adapters,
-                        heads: options.heads.unwrap_or_default(),
-                        attention_softcap: options.attention_softcap,
-                        gelu: options.gelu,
-                    };
-                    let decoder =
-                        Decoder::open(Arc::clone(&checkpoint), decoder_config, yes, decoder_options)?;
-                    Ok(Replica::new(stream, decoder))
-                };
-                let replicas = streams.into_iter().map(open).collect::<Result<_, Error>>()?;
-                let sharing = options.prefix_sharing;
-                Model::Decoder(DecoderModel::new(replicas, &tokenizer, sharing, record_graphs)?)
-            }
-        };
+        // A vocabulary of 250 000 pieces takes about as long to read as a GPU to start and to take in an encoder's weights.
+        let (choice, batch_tokens_default, model, tokenizer) = std::thread::scope(|scope| {
+            let tokenizer = Tokenizing(scope.spawn(|| checkpoint.tokenizer()));
+            let (streams, choice) = open_streams(&config, &checkpoint, options, &host)?;
+            let batch_tokens_default = match streams[0] {
+                Stream::Cpu(_) => CPU_BATCH_TOKENS_DEFAULT,
+                Stream::Cuda(_) => GPU_BATCH_TOKENS_DEFAULT,
+            };
+            let (model, tokenizer) = open_model(&config, &checkpoint, options, &host, streams, tokenizer)?;
+            Ok::<_, Error>((choice, batch_tokens_default, model, tokenizer))
+        })?;
         let engine = Self {
             host,
             choice,
@@ -185,8 +152,10 @@ impl Engine {
             batch_tokens: options.batch_tokens.unwrap_or(batch_tokens_default).into(),
             warnings: Mutex::default(),
             non_finite: OnceLock::new(),
+            tokenizing_ns: AtomicU64::default(),
+            measuring: Mutex::default(),
         };
-        engine.within_memory(BATCH_TOKENS_MIN, |batch_tokens| match &engine.model {
+        engine.within_memory(&BATCH_TOKENS_MIN.into(), |batch_tokens| match &engine.model {
             Model::Encoder(model) => model.reserve(batch_tokens),
             Model::Decoder(model) => model.reserve(batch_tokens),
         })?;
@@ -258,16 +227,22 @@ impl Engine {
         num_items: usize,
         encode: impl Fn(usize) -> Result<T, Error> + Sync + Send,
     ) -> Vec<Result<T, Error>> {
-        self.host.run(|| (0..num_items).into_par_iter().map(encode).collect())
+        self.tokenizing(|| self.host.run(|| (0..num_items).into_par_iter().map(encode).collect()))
     }
 
     /// Calls `run` with the token budget of a batch; again with half of it as long as a GPU has too little memory and the budget
-    /// exceeds the longest sequence.
-    fn within_memory<T>(&self, longest: usize, run: impl Fn(usize) -> Result<T, Error>) -> Result<T, Error> {
+    /// exceeds the longest sequence, as far as `run` has found it out.
+    fn within_memory<T>(
+        &self,
+        longest: &AtomicUsize,
+        run: impl Fn(usize) -> Result<T, Error>,
+    ) -> Result<T, Error> {
         loop {
             let budget = self.batch_tokens.load(Ordering::Relaxed);
             match run(budget) {
-                Err(error) if error.is_out_of_memory() && budget / 2 >= longest.max(1) => {
+                Err(error)
+                    if error.is_out_of_memory() && budget / 2 >= longest.load(Ordering::Relaxed).max(1) =>
+                {
                     let smaller = budget / 2;
                     self.release_memory();
                     // Another call may have lowered it already, and has said so.
@@ -312,6 +287,87 @@ impl Engine {
 
     fn no_such_option(&self, option: &'static str) -> Error {
         Error::NoSuchOption { option, architecture: self.config.architecture().name() }
+    }
+}
+
+/// The tokenizer, while it is being read.
+struct Tokenizing<'scope>(std::thread::ScopedJoinHandle<'scope, Result<Tokenizer, outcrop_loader::Error>>);
+
+impl Tokenizing<'_> {
+    fn wait(self) -> Result<Tokenizer, Error> {
+        match self.0.join() {
+            Ok(tokenizer) => Ok(tokenizer?),
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    }
+}
+
+/// Where the model runs.
+fn open_streams(
+    config: &Config,
+    checkpoint: &Checkpoint,
+    options: &EngineOptions,
+    host: &Arc<CpuStream>,
+) -> Result<(Vec<Stream>, DeviceChoice), Error> {
+    let (streams, choice) = match (options.dtype, &options.device) {
+        (Dtype::F32, Device::Auto) => device::streams(&Device::Cpu, ElementType::F32, host)?,
+        _ => device::streams(&options.device, operand_type(config, checkpoint, options.dtype), host)?,
+    };
+    streams.iter().for_each(|stream| stream.set_programmatic_launch(options.programmatic_launch));
+    Ok((streams, choice))
+}
+
+/// A replica of the model on every stream.
+fn open_model(
+    config: &Config,
+    checkpoint: &Arc<Checkpoint>,
+    options: &EngineOptions,
+    host: &CpuStream,
+    streams: Vec<Stream>,
+    tokenizer: Tokenizing<'_>,
+) -> Result<(Model, Tokenizer), Error> {
+    let record_graphs = options.graphs;
+    let element_type = |stream: &Stream| match stream {
+        Stream::Cpu(_) => options.dtype.element_type(),
+        Stream::Cuda(_) => Some(operand_type(config, checkpoint, options.dtype)),
+    };
+    match config {
+        Config::Encoder(encoder_config) => {
+            let load = |stream: Stream| {
+                let element_type = element_type(&stream);
+                let encoder =
+                    Encoder::load(&stream, host, Arc::clone(checkpoint), encoder_config, element_type)?;
+                Ok(Replica::new(stream, encoder))
+            };
+            let model = EncoderModel {
+                sentence_transformers: checkpoint.sentence_transformers()?,
+                replicas: streams.into_iter().map(load).collect::<Result<_, Error>>()?,
+                record_graphs,
+            };
+            Ok((Model::Encoder(model), tokenizer.wait()?))
+        }
+        Config::Decoder(decoder_config) => {
+            let tokenizer = tokenizer.wait()?;
+            let yes = match decoder_config.family {
+                DecoderFamily::Gemma(_) => Some(decoder::yes_token(&tokenizer)?),
+                DecoderFamily::MiniCpm(_) | DecoderFamily::Gemma2(_) => None,
+            };
+            let open = |stream: Stream| {
+                let adapters = options.adapters.iter().map(Adapter::open).collect::<Result<_, _>>()?;
+                let decoder_options = DecoderOptions {
+                    element_type: element_type(&stream),
+                    adapters,
+                    heads: options.heads.unwrap_or_default(),
+                    attention_softcap: options.attention_softcap,
+                    gelu: options.gelu,
+                };
+                let decoder = Decoder::open(Arc::clone(checkpoint), decoder_config, yes, decoder_options)?;
+                Ok(Replica::new(stream, decoder))
+            };
+            let replicas = streams.into_iter().map(open).collect::<Result<_, Error>>()?;
+            let model = DecoderModel::new(replicas, &tokenizer, options.prefix_sharing, record_graphs)?;
+            Ok((Model::Decoder(model), tokenizer))
+        }
     }
 }
 

@@ -13,8 +13,48 @@ pub(super) struct Replica<M, A> {
     pub(super) model: M,
     /// Memory that no call is using: on the CPU as much as calls have run at the same time, on a GPU once.
     idle: Mutex<Vec<A>>,
-    /// A GPU runs one call at a time: its memory is for one.
+    /// Calls submit to a GPU one after the other: its memory is for one. The next may submit when the one before has, long before that
+    /// one's results have come: what is submitted runs in order.
     turn: Mutex<()>,
+}
+
+/// Batches that a call has submitted and not yet waited for, at most: with one that runs and two behind it a GPU does not wait for the host
+/// as long as that makes a batch faster than a GPU runs one; and another GPU finds work that is left.
+const IN_FLIGHT_MAX: usize = 3;
+
+/// What a call has submitted, and what has come of it.
+pub(super) struct InFlight<P, T> {
+    pending: VecDeque<P>,
+    found: Vec<T>,
+}
+
+impl<P, T> InFlight<P, T> {
+    pub(super) fn new() -> Self {
+        Self { pending: VecDeque::new(), found: Vec::new() }
+    }
+
+    /// Takes in one more; waits for the oldest by `wait` where there are many.
+    pub(super) fn push(
+        &mut self,
+        pending: P,
+        wait: impl Fn(P) -> Result<Vec<T>, Error>,
+    ) -> Result<(), Error> {
+        self.pending.push_back(pending);
+        while self.pending.len() > IN_FLIGHT_MAX
+            && let Some(oldest) = self.pending.pop_front()
+        {
+            self.found.extend(wait(oldest)?);
+        }
+        Ok(())
+    }
+
+    /// Waits for what is left.
+    pub(super) fn finish(mut self, wait: impl Fn(P) -> Result<Vec<T>, Error>) -> Result<Vec<T>, Error> {
+        for pending in self.pending {
+            self.found.extend(wait(pending)?);
+        }
+        Ok(self.found)
+    }
 }
 
 impl<M, A> Replica<M, A> {
@@ -22,7 +62,7 @@ impl<M, A> Replica<M, A> {
         Self { stream, model, idle: Mutex::default(), turn: Mutex::default() }
     }
 
-    /// Waits until this call may run.
+    /// Waits until this call may submit.
     pub(super) fn turn(&self) -> Option<MutexGuard<'_, ()>> {
         match self.stream {
             Stream::Cpu(_) => None,
@@ -31,12 +71,16 @@ impl<M, A> Replica<M, A> {
         }
     }
 
-    /// Memory that `fits`, or new memory. On a GPU what does not fit is given back first.
+    /// What is `held`, other memory that `fits`, or new memory. On a GPU what does not fit is given back first.
     pub(super) fn take(
         &self,
+        held: Option<A>,
         fits: impl Fn(&A) -> bool,
         make: impl FnOnce() -> Result<A, Error>,
     ) -> Result<A, Error> {
+        if let Some(held) = held.filter(&fits) {
+            return Ok(held);
+        }
         let found = {
             let mut idle = self.idle();
             if matches!(self.stream, Stream::Cuda(_)) {
@@ -72,30 +116,24 @@ impl<M, A> Replica<M, A> {
     }
 }
 
-/// Calls `work` for every job, each on one of the replicas: whichever is free takes the next. What came of the jobs is returned in no
-/// particular order; the first error ends the others.
-pub(super) fn distribute<R: Sync, J: Send, T: Send>(
+/// Calls `work` with each of the replicas and the jobs that it takes, one by one: whichever is free takes the next, which may be made only
+/// then. What came of the jobs is returned in no particular order; the first error ends the others.
+pub(super) fn distribute<R: Sync, J, T: Send>(
     replicas: &[R],
-    jobs: Vec<J>,
-    work: impl Fn(&R, Vec<J>) -> Result<Vec<T>, Error> + Sync,
+    jobs: &mut (impl Iterator<Item = J> + Send),
+    work: impl Fn(&R, &mut dyn Iterator<Item = J>) -> Result<Vec<T>, Error> + Sync,
 ) -> Result<Vec<T>, Error> {
     if let [only] = replicas {
         return work(only, jobs);
     }
-    let queue = Mutex::new(VecDeque::from(jobs));
-    let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+    let jobs = Mutex::new(Some(jobs));
+    let jobs = || jobs.lock().unwrap_or_else(PoisonError::into_inner);
     let run = |replica: &R| {
-        let mut results = Vec::new();
-        while let Some(job) = next() {
-            match work(replica, vec![job]) {
-                Ok(more) => results.extend(more),
-                Err(error) => {
-                    queue.lock().unwrap_or_else(PoisonError::into_inner).clear();
-                    return Err(error);
-                }
-            }
+        let result = work(replica, &mut std::iter::from_fn(|| jobs().as_mut()?.next()));
+        if result.is_err() {
+            *jobs() = None;
         }
-        Ok(results)
+        result
     };
     let results = std::thread::scope(|scope| {
         let threads: Vec<_> = replicas.iter().map(|replica| scope.spawn(|| run(replica))).collect();
@@ -118,14 +156,16 @@ mod tests {
     fn every_job_is_done_once_and_by_all_replicas() {
         let barrier = Barrier::new(2);
         let first_of = Mutex::new(vec![true; 2]);
-        let work = |replica: &usize, jobs: Vec<usize>| {
-            // Neither replica may go on before the other has a job too.
-            if std::mem::take(&mut first_of.lock().unwrap()[*replica]) {
-                barrier.wait();
-            }
-            Ok(jobs.into_iter().map(|job| (job, *replica)).collect())
+        let work = |replica: &usize, jobs: &mut dyn Iterator<Item = usize>| {
+            let done = jobs.inspect(|_| {
+                // Neither replica may go on before the other has a job too.
+                if std::mem::take(&mut first_of.lock().unwrap()[*replica]) {
+                    barrier.wait();
+                }
+            });
+            Ok(done.map(|job| (job, *replica)).collect())
         };
-        let mut done = distribute(&[0, 1], (0..10).collect(), work).unwrap();
+        let mut done = distribute(&[0, 1], &mut (0..10), work).unwrap();
         done.sort_unstable();
         assert_eq!(done.iter().map(|(job, _)| *job).collect::<Vec<_>>(), (0..10).collect::<Vec<_>>());
         assert!((0..2).all(|replica| done.iter().any(|(_, by)| *by == replica)));
@@ -133,10 +173,30 @@ mod tests {
 
     #[test]
     fn an_error_ends_the_work() {
-        let work = |_: &(), jobs: Vec<usize>| match jobs[0] {
-            3 => Err(Error::CompressRatio),
-            job => Ok(vec![job]),
+        let work = |_: &(), jobs: &mut dyn Iterator<Item = usize>| {
+            jobs.map(|job| if job == 3 { Err(Error::CompressRatio) } else { Ok(job) }).collect()
         };
-        assert!(matches!(distribute(&[(), ()], (0..1000).collect(), work), Err(Error::CompressRatio)));
+        let mut jobs = 0..;
+        assert!(matches!(distribute(&[(), ()], &mut jobs, work), Err(Error::CompressRatio)));
+    }
+
+    #[test]
+    fn what_is_in_flight_is_waited_for_in_order_and_kept_short() {
+        let waited = std::cell::RefCell::new(Vec::new());
+        let wait = |i: usize| {
+            waited.borrow_mut().push(i);
+            if i == 7 { Err(Error::CompressRatio) } else { Ok(vec![2 * i, 2 * i + 1]) }
+        };
+        let mut in_flight = InFlight::new();
+        for i in 0..6 {
+            in_flight.push(i, wait).unwrap();
+            assert_eq!(waited.borrow().len(), (i + 1_usize).saturating_sub(IN_FLIGHT_MAX));
+        }
+        assert_eq!(in_flight.finish(wait).unwrap(), (0..12).collect::<Vec<_>>());
+        assert_eq!(*waited.borrow(), (0..6).collect::<Vec<_>>());
+
+        let mut in_flight = InFlight::new();
+        (6..9).for_each(|i| in_flight.push(i, wait).unwrap());
+        assert!(matches!(in_flight.finish(wait), Err(Error::CompressRatio)));
     }
 }

@@ -2,11 +2,11 @@
 
 use outcrop_models::decoder::MAX_TOKENS;
 use outcrop_models::input::{
-    PairLimits, PairSequence, Prompt, SpecialIds, encode_pair, encode_prompted_pair,
+    PairLimits, PairSequence, Prompt, Sequence, SpecialIds, encode_pair, encode_prompted_pair,
 };
 
 use super::decoder::{DecoderModel, Output};
-use super::encoder::EncoderModel;
+use super::encoder::{EncoderModel, Texts};
 use super::replica::Replica;
 use super::{Engine, LayerScore, Model, Ranked, Ranking, Score, encoder};
 use crate::options::Instruction;
@@ -44,20 +44,18 @@ impl Engine {
         options: &ScoreOptions,
     ) -> Result<Vec<Result<Score, Error>>, Error> {
         let plan = self.plan(options)?;
-        let sequences = self.encode(&plan, pairs);
-        self.score_sequences(&plan, sequences)
+        let len = |i: usize| pairs[i].0.as_ref().len() + pairs[i].1.as_ref().len();
+        self.score_texts(&plan, Texts { count: pairs.len(), len, encode: |i| self.encode(&plan, &pairs[i]) })
     }
 
     fn encode<Q: AsRef<str> + Sync, P: AsRef<str> + Sync>(
         &self,
         plan: &Plan<'_>,
-        pairs: &[(Q, P)],
-    ) -> Vec<Result<PairSequence, Error>> {
-        self.encode_all(pairs.len(), |i| {
-            let query = self.tokenizer.encode(&plan.query.apply(pairs[i].0.as_ref()))?;
-            let passage = self.tokenizer.encode(&plan.passage.apply(pairs[i].1.as_ref()))?;
-            Ok(plan.join(&query, &passage))
-        })
+        (query, passage): &(Q, P),
+    ) -> Result<PairSequence, Error> {
+        let query = self.tokenizer.encode(&plan.query.apply(query.as_ref()))?;
+        let passage = self.tokenizer.encode(&plan.passage.apply(passage.as_ref()))?;
+        Ok(plan.join(&query, &passage))
     }
 
     /// Checks `options` against the model without running it: the error that [`Engine::score`] would refuse them with, or what
@@ -83,16 +81,20 @@ impl Engine {
     }
 
     /// Floating-point operations of the matrix products that [`Engine::score`] would run for these pairs: what cutoffs,
-    /// compression and shared queries save can be read off before it is measured. `None` for an encoder, which has none of these.
+    /// compression and shared queries save can be read off before it is measured. Embeddings and heads are left out.
     pub fn flops<Q: AsRef<str> + Sync, P: AsRef<str> + Sync>(
         &self,
         pairs: &[(Q, P)],
         options: &ScoreOptions,
-    ) -> Result<Option<u64>, Error> {
+    ) -> Result<u64, Error> {
         let plan = self.plan(options)?;
         Ok(match &plan.frame {
-            Frame::Encoder { .. } => None,
-            Frame::Decoder { model, schedule, .. } => Some(model.flops(&self.encode(&plan, pairs), schedule)),
+            Frame::Encoder { model, .. } => {
+                model.flops(&self.encode_all(pairs.len(), |i| self.encode(&plan, &pairs[i])))
+            }
+            Frame::Decoder { model, schedule, .. } => {
+                model.flops(&self.encode_all(pairs.len(), |i| self.encode(&plan, &pairs[i])), schedule)
+            }
         })
     }
 
@@ -126,12 +128,13 @@ impl Engine {
             return self.rerank_by_cosine(query, passages, options);
         }
         let plan = self.plan(options)?;
-        let query = self.tokenizer.encode(&plan.query.apply(query))?;
-        let sequences = self.encode_all(passages.len(), |i| {
+        let query = self.tokenizing(|| self.tokenizer.encode(&plan.query.apply(query)))?;
+        let encode = |i: usize| {
             let passage = self.tokenizer.encode(&plan.passage.apply(passages[i].as_ref()))?;
             Ok(plan.join(&query, &passage))
-        });
-        Ok(Ranking::from_scores(self.score_sequences(&plan, sequences)?))
+        };
+        let texts = Texts { count: passages.len(), len: |i: usize| passages[i].as_ref().len(), encode };
+        Ok(Ranking::from_scores(self.score_texts(&plan, texts)?))
     }
 
     fn rerank_by_cosine<P: AsRef<str> + Sync>(
@@ -167,15 +170,19 @@ impl Engine {
         Ok(Ranking::from_scores(scores.collect()))
     }
 
-    fn score_sequences(
+    fn score_texts(
         &self,
         plan: &Plan<'_>,
-        sequences: Vec<Result<PairSequence, Error>>,
+        texts: Texts<impl Fn(usize) -> usize, impl Fn(usize) -> Result<PairSequence, Error> + Sync + Send>,
     ) -> Result<Vec<Result<Score, Error>>, Error> {
+        let Texts { count, len, encode } = texts;
         match &plan.frame {
-            Frame::Encoder { model, .. } => self.score_with_encoder(model, sequences, plan.normalize),
+            Frame::Encoder { model, .. } => {
+                let texts = Texts { count, len, encode: |i| Ok(encode(i)?.sequence) };
+                self.score_with_encoder(model, &texts, plan.normalize)
+            }
             Frame::Decoder { model, schedule, .. } => {
-                self.score_with_decoder(model, sequences, schedule, plan.normalize)
+                self.score_with_decoder(model, self.encode_all(count, encode), schedule, plan.normalize)
             }
         }
     }
@@ -183,15 +190,15 @@ impl Engine {
     fn score_with_encoder(
         &self,
         model: &EncoderModel,
-        sequences: Vec<Result<PairSequence, Error>>,
+        texts: &Texts<impl Fn(usize) -> usize, impl Fn(usize) -> Result<Sequence, Error> + Sync + Send>,
         normalize: bool,
     ) -> Result<Vec<Result<Score, Error>>, Error> {
-        let sequences = sequences.into_iter().map(|pair| pair.map(|pair| pair.sequence)).collect();
-        let outputs = self.run_encoder(model, sequences, |encoder, stream, act, batch| {
+        let outputs = self.run_encoder(model, texts, |encoder, stream, act, batch| {
             encoder.scores(stream, act, batch)?.ok_or_else(|| self.not_a_reranker())
         })?;
-        let score = |encoder::Output { value, tokens, truncated }: encoder::Output<f32>| {
-            let score = self.finish(value, normalize)?;
+        let score = |encoder::Output { values, tokens, truncated }| {
+            // One value of each pair.
+            let score = self.finish(values.first().copied().unwrap_or(f32::NAN), normalize)?;
             Ok(Score { score, tokens, truncated, layer_scores: Vec::new(), tokens_after: None })
         };
         Ok(outputs.into_iter().map(|output| output.and_then(score)).collect())

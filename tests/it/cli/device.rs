@@ -15,7 +15,7 @@ use crate::fixtures::{path, required};
 
 const PIP: &str = "pip install nvidia-cuda-nvrtc-cu12";
 
-/// The libraries, built once: `driver/`, `incomplete/` (a driver without cuLaunchKernel), `broken/` (files that are none), and
+/// The libraries, built once: `driver/`, `incomplete/` (a driver without cuLaunchKernelEx), `older/` (one of CUDA 12.0), `broken/` (files that are none), and
 /// `site-packages/` of a Python environment.
 fn libraries() -> &'static Path {
     static LIBRARIES: OnceLock<TempDir> = OnceLock::new();
@@ -34,6 +34,7 @@ fn libraries() -> &'static Path {
             };
             build("libcuda.c", "driver/libcuda.so.1", &[]);
             build("libcuda.c", "incomplete/libcuda.so.1", &["-DINCOMPLETE"]);
+            build("libcuda.c", "older/libcuda.so.1", &["-DOLDER"]);
             fs::create_dir_all(dir.path().join("broken")).unwrap();
             fs::write(dir.path().join("broken/libcuda.so.1"), "no library").unwrap();
             build("libnvrtc.c", NVRTC, &[]);
@@ -48,12 +49,12 @@ const NVRTC: &str = "env/lib/python3.12/site-packages/nvidia/cuda_nvrtc/lib/libn
 /// A machine: what the program finds there, and an empty home.
 pub(super) struct Machine {
     variables: Vec<(&'static str, PathBuf)>,
-    home: TempDir,
+    pub(super) home: TempDir,
 }
 
 impl Machine {
     /// One whose drivers are in this folder of [`libraries`], with a working compiler.
-    fn with_driver(folder: &str) -> Self {
+    pub(super) fn with_driver(folder: &str) -> Self {
         let home = tempfile::tempdir().unwrap();
         let variables = vec![
             ("LD_LIBRARY_PATH", libraries().join(folder)),
@@ -92,13 +93,13 @@ impl Machine {
     }
 
     /// Scores with these options.
-    fn rerank(&self, options: &[&str]) -> Ran {
+    pub(super) fn rerank(&self, options: &[&str]) -> Ran {
         let model = model("xlmr_base");
         self.outcrop(&[&["rerank", "--model", &model, "panda", "a bear", "a city"], options].concat())
     }
 
     /// What `doctor` finds; the status says whether a GPU can be used.
-    fn doctor(&self, options: &[&str]) -> Value {
+    pub(super) fn doctor(&self, options: &[&str]) -> Value {
         let ran = self.outcrop(&[&["doctor", "--json"], options].concat());
         let found: Value = serde_json::from_str(&ran.stdout).unwrap_or_else(|_| panic!("{}", ran.stderr));
         assert_eq!(ran.status, Some(if found["usable"] == true { 0 } else { 1 }), "{}", ran.stdout);
@@ -199,9 +200,9 @@ fn a_driver_that_does_not_start() {
 #[test]
 fn a_driver_without_a_function() {
     let machine = Machine::with_driver("incomplete");
-    machine.rerank(&["--device", "cuda"]).refused(&["too old", "cuLaunchKernel", "update", "12.0"]);
-    runs_on_cpu(&machine, &[], "the CUDA driver is too old: it has no cuLaunchKernel\n");
-    machine.verdict(&["cuLaunchKernel"]);
+    machine.rerank(&["--device", "cuda"]).refused(&["too old", "cuLaunchKernelEx", "update", "12.0"]);
+    runs_on_cpu(&machine, &[], "the CUDA driver is too old: it has no cuLaunchKernelEx\n");
+    machine.verdict(&["cuLaunchKernelEx"]);
 }
 
 #[test]
@@ -294,11 +295,12 @@ fn a_launch_that_is_refused() {
         assert!(ran.stderr.contains(named), "no {named:?} in: {}", ran.stderr);
         ran.stderr
     };
-    let alone = "l2_normalize cannot be launched: cuLaunchKernel reported CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES";
-    refused("cuLaunchKernel 701", &[], alone);
-    runs_on_cpu(&refusing("cuLaunchKernel 701"), &[], alone);
-    let alone = "outcrop: embed_layer_norm<f16, 1> cannot be launched: cuLaunchKernel reported";
-    let error = refused("cuLaunchKernel 701 embed_layer_norm 1", &["--no-graphs"], alone);
+    let alone =
+        "l2_normalize cannot be launched: cuLaunchKernelEx reported CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES";
+    refused("cuLaunchKernelEx 701", &[], alone);
+    runs_on_cpu(&refusing("cuLaunchKernelEx 701"), &[], alone);
+    let alone = "outcrop: embed_layer_norm<f16, 16, 1> cannot be launched: cuLaunchKernelEx reported";
+    let error = refused("cuLaunchKernelEx 701 embed_layer_norm 1", &["--no-graphs"], alone);
     assert!(!error.contains("--no-graphs"), "{error}");
     // Of what is submitted as one it is one of them.
     for call in ["cuGraphAddKernelNode", "cuGraphInstantiate", "cuGraphLaunch"] {
@@ -310,11 +312,15 @@ fn a_launch_that_is_refused() {
         let error = refused(
             &format!("{function} 701"),
             &[],
-            "outcrop: one of layout, embed_layer_norm<f16, 1>, gemm_hopper<",
+            "outcrop: one of layout, embed_layer_norm<f16, 16, 1>, gemm_hopper<",
         );
         assert!(error.contains(&format!("cannot be launched: {call} reported")), "{error}");
         assert!(error.contains("`--no-graphs` names the one"), "{error}");
     }
+    // The second of three batches, when the first is under way and nobody has waited for it.
+    let error =
+        refused("cuGraphLaunch 701 cuGraphLaunch 2", &["--batch-tokens", "8", "a panda"], "outcrop: one of ");
+    assert!(error.contains("cannot be launched: cuGraphLaunch reported"), "{error}");
 }
 
 /// As kernels run while the host goes on, an error comes late, and then of every call.
@@ -329,24 +335,27 @@ fn a_device_that_is_lost() {
         // Batches enough that every device has some.
         let options = [&["--device", device, "--batch-tokens", "8"], options, &["a passage"; 100]].concat();
         let ran = machine.rerank(&options);
-        ran.refused(&["is lost: cuStreamSynchronize reported", "restart the process"]);
+        let call = fails.split(' ').next().unwrap();
+        ran.refused(&[&format!("is lost: {call} reported"), "restart the process"]);
         ran.stderr
     };
     for (fails, options) in [
-        ("cuStreamSynchronize 700 cuGraphLaunch 2", &[][..]),
-        ("cuStreamSynchronize 719 embed_layer_norm 2", &["--no-graphs"]),
+        ("cuEventSynchronize 700 cuGraphLaunch 2", &[][..]),
+        ("cuEventSynchronize 719 embed_layer_norm 2", &["--no-graphs"]),
     ] {
         for (device, named, only) in [("cuda", "0", ""), ("cuda:1", "1", ""), ("cuda:0,1", "1", " 1")] {
             let error = lost(&format!("{fails}{only}"), device, options, "0");
             assert!(error.starts_with(&format!("outcrop: CUDA device {named} is lost: ")), "{error}");
-            assert!(error.contains(" in one of layout, embed_layer_norm<f16, 1>, gemm_hopper<"), "{error}");
+            // Nobody has waited since the weights were packed.
+            let words = " in one of pack_weights<f16, float>, layout, embed_layer_norm<f16, 16, 1>, gemm_hopper<";
+            assert!(error.contains(words), "{error}");
             assert!(error.contains("OUTCROP_SYNCHRONOUS=1, which names the kernel"), "{error}");
         }
     }
     // Graphs or not, with that variable it is one.
     for options in [&[][..], &["--no-graphs"]] {
-        let error = lost("cuStreamSynchronize 700 attention 2", "cuda", options, "1");
-        let words = "CUDA_ERROR_ILLEGAL_ADDRESS (an illegal memory access was encountered) in attention<";
+        let error = lost("cuStreamSynchronize 700 attention_hopper 2", "cuda", options, "1");
+        let words = "CUDA_ERROR_ILLEGAL_ADDRESS (an illegal memory access was encountered) in attention_hopper<";
         assert!(error.contains(words) && !error.contains("one of"), "{error}");
     }
     // Also where it is found out by a call that runs no kernel.

@@ -2,12 +2,14 @@
 
 mod bad_models;
 mod bench;
+mod bench_model;
 mod convert;
 mod decoders;
 mod device;
 mod embed;
 mod hub;
 mod inspect;
+mod launches;
 mod rerank;
 mod score;
 mod streams;

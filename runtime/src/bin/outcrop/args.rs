@@ -6,9 +6,9 @@ use std::path::PathBuf;
 use clap::builder::PossibleValuesParser;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
-use outcrop::bench::Fused;
 use outcrop::{Device, doctor};
 
+pub(crate) use crate::bench::args::{BenchArgs, Benchmark, Compared, KernelsArgs, ModelBenchArgs};
 use crate::dtype::Dtype;
 use crate::synth::{Family, Size, Task};
 
@@ -75,6 +75,10 @@ pub(crate) struct EngineArgs {
     /// Launch the kernels of a GPU one by one instead of as recorded graphs. Scores do not change.
     #[arg(long)]
     pub(crate) no_graphs: bool,
+    /// Begin each kernel of a GPU before the one ahead of it has ended (programmatic dependent launch), where the GPU can: `outcrop
+    /// doctor` says so. Scores do not change.
+    #[arg(long)]
+    pub(crate) programmatic_launch: bool,
     /// Number of threads; all cores if not given.
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<NonZeroUsize>,
@@ -88,7 +92,7 @@ pub(crate) struct EngineArgs {
 
 /// Over the options of the deep models. An option that a model does not have is refused by name.
 const MODEL: &str = "Model";
-const LAYERS: &str = "Layers and compression";
+pub(crate) const LAYERS: &str = "Layers and compression";
 
 /// Which network is run, where the files leave a choice.
 #[derive(Debug, Default, ClapArgs)]
@@ -137,6 +141,29 @@ pub(crate) enum DtypeArg {
     Bf16,
     /// 32-bit floating point.
     F32,
+}
+
+impl DtypeArg {
+    /// The spelling on the command line.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            DtypeArg::Auto => "auto",
+            DtypeArg::F16 => "f16",
+            DtypeArg::Bf16 => "bf16",
+            DtypeArg::F32 => "f32",
+        }
+    }
+}
+
+impl From<DtypeArg> for outcrop::Dtype {
+    fn from(dtype: DtypeArg) -> Self {
+        match dtype {
+            DtypeArg::Auto => Self::Auto,
+            DtypeArg::F16 => Self::F16,
+            DtypeArg::Bf16 => Self::BF16,
+            DtypeArg::F32 => Self::F32,
+        }
+    }
 }
 
 /// Which of several scoring heads belongs to a cutoff layer.
@@ -460,116 +487,4 @@ pub(crate) struct DoctorArgs {
     /// Compile every kernel for this architecture, whatever devices there are.
     #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(doctor::ARCHITECTURES))]
     pub(crate) architecture: Option<String>,
-}
-
-/// Measure the parts of the program one by one.
-#[derive(Debug, ClapArgs)]
-#[command(after_help = "\
-Examples:
-  outcrop bench kernels
-  outcrop bench kernels gemm/base --device cuda")]
-pub(crate) struct BenchArgs {
-    #[command(subcommand)]
-    pub(crate) what: Benchmark,
-}
-
-/// What is measured.
-#[derive(Debug, Subcommand)]
-pub(crate) enum Benchmark {
-    Kernels(KernelsArgs),
-}
-
-/// Over the options of `bench kernels`.
-const SHAPE: &str = "Shapes";
-const COMPARISON: &str = "Comparison";
-
-/// Time every kernel at the shapes of the published models, or of your own.
-///
-/// A row is a kernel, a model and a number of tokens. Its time is the median of one launch over many laps, by the clock of the device;
-/// p10 .. p90 are the laps on either side. Operands are random and rotated over copies beyond twice the device's L2 cache. The ceiling is
-/// what this device gives in this run: a large matrix product for what computes, a large copy for what moves bytes.
-#[derive(Debug, ClapArgs)]
-#[command(after_help = "\
-Examples:
-  outcrop bench kernels --device cuda --output h200.json
-  outcrop bench kernels gemm/base attention --tokens 4096,16384
-  outcrop bench kernels --m 512,4096 --n 3072 --k 768 --epilogue bias-gelu-erf --dtype bf16
-  outcrop bench kernels --baseline h200.json --fail-below 0.98
-  outcrop bench kernels gemm --variant ./my/gemm.cu
-  outcrop bench kernels --list
-
-Models:  base; large, also v2-m3; gemma; minicpm; gemma2, which is v2.5-gemma2-lightweight.
-A variant is a kernel file that takes the place of the built-in file of the same name, or of --variant-of. It has the same instances and
-the same parameter block; it includes what lies beside it, and the built-in headers. Its results are compared with those of the built-in
-file first; then both are timed in turns.
-Exit status: 0, all done; 1, a row failed, or was slower than --fail-below allows; 2, a wrong call or a file that cannot be used.")]
-pub(crate) struct KernelsArgs {
-    /// Time only the rows whose name holds one of these.
-    #[arg(value_name = "PATTERN")]
-    pub(crate) filter: Vec<String>,
-    /// Print the names of the rows instead of timing them; with --json also their shapes.
-    #[arg(long)]
-    pub(crate) list: bool,
-    /// Where to run: auto (a GPU if there is one that can be used), cpu, cuda or cuda:1.
-    #[arg(long, value_name = "DEVICE", default_value = "auto", env = "OUTCROP_DEVICE")]
-    pub(crate) device: Device,
-    /// Number of threads on the CPU; all cores if not given.
-    #[arg(long, value_name = "N")]
-    pub(crate) threads: Option<NonZeroUsize>,
-    /// On a GPU the type of all operands, f16 if not given; on the CPU that of matrices, f32 if not given.
-    #[arg(long, value_enum, default_value_t = DtypeArg::Auto)]
-    pub(crate) dtype: DtypeArg,
-    /// Measure each row for about this long.
-    #[arg(long, value_name = "S", default_value = "0.3", value_parser = positive)]
-    pub(crate) seconds: f64,
-    /// Print a JSON object instead of a table.
-    #[arg(long)]
-    pub(crate) json: bool,
-    /// Also write the JSON object to this file, for --baseline.
-    #[arg(long, short, value_name = "FILE")]
-    pub(crate) output: Option<PathBuf>,
-    /// What the record says was measured; what was stated when the program was built if not given.
-    #[arg(long, value_name = "TEXT")]
-    pub(crate) commit: Option<String>,
-    /// Read names of rows from standard input, and answer each with a line of JSON.
-    #[arg(long, conflicts_with_all = ["list", "json", "output", "baseline", "variant"])]
-    pub(crate) lines: bool,
-    /// Numbers of tokens to time; few on the CPU and up to 51200 on a GPU if not given.
-    #[arg(long, value_name = "N,...", value_delimiter = ',', help_heading = SHAPE)]
-    pub(crate) tokens: Option<Vec<NonZeroUsize>>,
-    /// Time a matrix product of this many rows, whatever the models have.
-    #[arg(long, value_name = "M,...", value_delimiter = ',', help_heading = SHAPE, requires = "n", requires = "k", conflicts_with_all = ["filter", "tokens"])]
-    pub(crate) m: Vec<NonZeroUsize>,
-    /// Of this many outputs; a gated one has two rows of weights for each.
-    #[arg(long, value_name = "N,...", value_delimiter = ',', help_heading = SHAPE, requires = "m")]
-    pub(crate) n: Vec<NonZeroUsize>,
-    /// Over this many inputs.
-    #[arg(long, value_name = "K,...", value_delimiter = ',', help_heading = SHAPE, requires = "m")]
-    pub(crate) k: Vec<NonZeroUsize>,
-    /// What happens to an output before it is stored.
-    #[arg(long, value_name = "NAME", default_value = "none", help_heading = SHAPE, value_parser = PossibleValuesParser::new(Fused::NAMES))]
-    pub(crate) epilogue: String,
-    /// Compare with an earlier --output: its time over this one's, row by row, and the geometric mean.
-    #[arg(long, value_name = "FILE", help_heading = COMPARISON)]
-    pub(crate) baseline: Option<PathBuf>,
-    /// Exit with status 1 if a row's ratio is below this.
-    #[arg(long, value_name = "RATIO", help_heading = COMPARISON, requires = "baseline", value_parser = positive)]
-    pub(crate) fail_below: Option<f64>,
-    /// Also take a baseline of another device or type.
-    #[arg(long, help_heading = COMPARISON, requires = "baseline")]
-    pub(crate) any_device: bool,
-    /// Compare with a kernel file given by its path. For GPUs.
-    #[arg(long, value_name = "PATH.cu", help_heading = COMPARISON, conflicts_with = "baseline")]
-    pub(crate) variant: Option<PathBuf>,
-    /// The built-in file that the variant stands for, such as gemm/gemm.cu; that of the same name if not given.
-    #[arg(long, value_name = "NAME", help_heading = COMPARISON, requires = "variant")]
-    pub(crate) variant_of: Option<String>,
-}
-
-/// A finite number above 0.
-fn positive(text: &str) -> Result<f64, String> {
-    match text.parse() {
-        Ok(number) if f64::is_finite(number) && number > 0.0 => Ok(number),
-        _ => Err("a number above 0 is needed".to_owned()),
-    }
 }

@@ -163,12 +163,13 @@ fn device_text(device: &FoundDevice) -> String {
     let memory = size(properties.memory_bytes);
     let memory = device.free_bytes.map_or(memory.clone(), |free| format!("{memory} ({} free)", size(free)));
     format!(
-        "{}, compute capability {}, {memory}, {} multiprocessors, {} shared memory a block{}",
+        "{}, compute capability {}, {memory}, {} multiprocessors, {} shared memory a block{}{}",
         properties.name,
         dotted(properties.compute_capability),
         properties.num_sms,
         size(properties.shared_bytes_max.into()),
         device.architecture.map_or(String::new(), |architecture| format!(", kernels for {architecture}")),
+        if device.programmatic_launch { ", programmatic launch" } else { "" },
     )
 }
 
@@ -261,6 +262,7 @@ fn device_json((number, device): (usize, &FoundDevice)) -> Value {
         "multiprocessors": properties.num_sms,
         "shared_bytes_per_block": properties.shared_bytes_max,
         "architecture": device.architecture,
+        "programmatic_launch": device.programmatic_launch,
         "error": error_json(&device.tried),
     })
 }

@@ -64,8 +64,25 @@ pub(crate) enum Error {
     #[error("no row's name holds {filter:?}; the nearest are {}; --list shows all", nearest.join(", "))]
     NoRow { filter: String, nearest: Vec<String> },
     /// A file that is no record of rows.
-    #[error("{} is no record of `outcrop bench kernels --output`: {reason}", path.display())]
-    Baseline { path: PathBuf, reason: String },
+    #[error("{} is no record of `outcrop bench {what} --output`: {reason}", path.display())]
+    Baseline { path: PathBuf, what: &'static str, reason: String },
+    /// A record of another model.
+    #[error("{} is a record of the model {baseline}, and this is {now}", path.display())]
+    OtherModel { path: PathBuf, baseline: String, now: String },
+    /// A file of texts to measure with that cannot be used.
+    #[error("{}, line {line}: {reason}; a line is {{\"query\", \"passage\"}}, {{\"query\", \"passages\": [...]}} or query<TAB>passage", path.display())]
+    Texts { path: PathBuf, line: usize, reason: String },
+    /// A file without a pair to measure with.
+    #[error("{} holds no pair", path.display())]
+    NoTexts { path: PathBuf },
+    /// Pairs that cannot be as short as asked for.
+    #[error(
+        "a pair cannot have {asked} tokens: a query of {query} and the shortest passage make {least}; ask for longer pairs, or give --query-tokens"
+    )]
+    TooShort { asked: usize, query: usize, least: usize },
+    /// A fresh process that did not score.
+    #[error("the fresh process ended without a score ({status})")]
+    Fresh { status: std::process::ExitStatus },
     /// A record of another device or type.
     #[error(
         "{} was measured on {baseline}, and this is {now}: a ratio would compare machines, not kernels; --any-device does all the same",

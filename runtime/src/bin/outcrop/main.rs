@@ -30,6 +30,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use args::{Args, BenchArgs, Benchmark, Command};
+use bench::model as bench_model;
 use error::Error;
 
 /// How a command that ran to its end came out.
@@ -59,6 +60,7 @@ fn main() -> ExitCode {
         Command::Synth(args) => synth::run(&args, quiet),
         Command::Doctor(args) => doctor::run(&args, quiet),
         Command::Bench(BenchArgs { what: Benchmark::Kernels(args) }) => bench::run(&args, quiet),
+        Command::Bench(BenchArgs { what: Benchmark::Model(args) }) => bench_model::run(&args, quiet),
     };
     match result {
         Ok(Status::Done) => ExitCode::SUCCESS,

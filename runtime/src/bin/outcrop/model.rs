@@ -6,7 +6,7 @@ use outcrop::loader::Gelu;
 use outcrop::loader::hub::{self, HubOptions};
 use outcrop::{Device, Dtype, Engine, EngineOptions, HeadRule};
 
-use crate::args::{DtypeArg, EngineArgs, GeluArg, HeadsArg, ModelArgs, NetworkArgs};
+use crate::args::{EngineArgs, GeluArg, HeadsArg, ModelArgs, NetworkArgs};
 use crate::error::Error;
 use crate::progress::download_bar;
 use crate::report;
@@ -35,14 +35,10 @@ pub(crate) fn open(
     let options = EngineOptions {
         device: engine.device.clone(),
         graphs: !engine.no_graphs,
+        programmatic_launch: engine.programmatic_launch,
         threads: engine.threads.map(Into::into),
         batch_tokens: engine.batch_tokens.map(Into::into),
-        dtype: match engine.dtype {
-            DtypeArg::Auto => Dtype::Auto,
-            DtypeArg::F16 => Dtype::F16,
-            DtypeArg::Bf16 => Dtype::BF16,
-            DtypeArg::F32 => Dtype::F32,
-        },
+        dtype: Dtype::from(engine.dtype),
         adapters: network.adapter.clone(),
         heads: network.heads.map(|heads| match heads {
             HeadsArg::Reference => HeadRule::Reference,

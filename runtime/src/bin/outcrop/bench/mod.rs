@@ -1,5 +1,9 @@
-//! `outcrop bench kernels`: every kernel timed alone, at the shapes of the published models or at others.
+//! `outcrop bench kernels`: every kernel timed alone, at the shapes of the published models or at others. `outcrop bench model` is in
+//! `model`.
 
+pub(crate) mod args;
+mod baseline;
+pub(crate) mod model;
 mod record;
 mod rows;
 mod table;
@@ -14,7 +18,8 @@ use outcrop::bench::{Bench, Prepared, Variant, kernel_files};
 use outcrop::{Dtype, ElementType, KernelError, Stream};
 use serde_json::{Value, json};
 
-use self::record::{Baseline, Place, Seen};
+use self::baseline::Baseline;
+use self::record::{Place, Seen};
 use self::rows::Row;
 use self::table::Table;
 use crate::args::{DtypeArg, KernelsArgs};
@@ -33,13 +38,7 @@ const CPU_TOKENS: [usize; 1] = [64];
 ///
 /// No row has the name asked for; the device, the baseline or the variant cannot be used; the output cannot be written.
 pub(crate) fn run(args: &KernelsArgs, quiet: bool) -> Result<Status, Error> {
-    let dtype = match args.dtype {
-        DtypeArg::Auto => Dtype::Auto,
-        DtypeArg::F16 => Dtype::F16,
-        DtypeArg::Bf16 => Dtype::BF16,
-        DtypeArg::F32 => Dtype::F32,
-    };
-    let (stream, choice) = args.device.open(dtype, args.threads.map(Into::into))?;
+    let (stream, choice) = args.device.open(Dtype::from(args.dtype), args.threads.map(Into::into))?;
     if let Some(because) = &choice.because
         && !quiet
     {
@@ -69,7 +68,7 @@ pub(crate) fn run(args: &KernelsArgs, quiet: bool) -> Result<Status, Error> {
     let mut run = Run {
         args,
         baseline: match &args.baseline {
-            Some(path) => Some(Baseline::read(path, &place, args.any_device)?),
+            Some(path) => Some(Baseline::read(path, &place, args.any_device, ("kernels", "median_us"))?),
             None => None,
         },
         variant: match &args.variant {
@@ -152,7 +151,7 @@ impl Run<'_> {
                 Err(error) => Err(report::chain(&error)),
             };
             let ratio = match (&self.baseline, &seen) {
-                (Some(baseline), Ok(seen)) => baseline.ratio(&row.name, &seen.times),
+                (Some(baseline), Ok(seen)) => baseline.ratio(&row.name, seen.times.median_us()),
                 _ => None,
             };
             ratios.extend(ratio.map(|ratio| (row.name.as_str(), ratio)));
@@ -178,8 +177,13 @@ impl Run<'_> {
             let of = self.variant.as_ref().map_or("", Variant::of);
             return Err(Error::VariantNotLaunched { of });
         }
-        let mut record = record::head(self.args, &self.place, &self.bench, ceilings);
-        let summary = self.baseline.as_ref().map(|baseline| self.summary(baseline, rows, &ratios));
+        let mut record = record::head(self.args.commit.as_deref(), &self.place);
+        record.insert("seconds_per_row".to_owned(), json!(self.args.seconds));
+        record.insert("rotation_bytes".to_owned(), json!(self.bench.rotation_bytes()));
+        record.insert("ceilings".to_owned(), json!(ceilings.map(record::ceilings)));
+        let is_missed =
+            |name: &str| rows::is_chosen(self.args, name) && !rows.iter().any(|row| row.name == name);
+        let summary = self.baseline.as_ref().map(|baseline| baseline.summary(&ratios, is_missed));
         if let Some((object, text)) = &summary {
             record.insert("baseline".to_owned(), object.clone());
             if !self.args.json {
@@ -196,51 +200,12 @@ impl Run<'_> {
             file.text(&(text + "\n"))?;
             file.flush()?;
         }
-        let slower = self.slower(&ratios);
+        let slower = baseline::slower(&ratios, self.args.fail_below);
         if !slower.is_empty() && !quiet {
             let limit = self.args.fail_below.unwrap_or_default();
             report::line(&format!("below {limit} of the baseline: {}", slower.join(", ")));
         }
         Ok(Status::of(num_failed + slower.len() as u64))
-    }
-
-    /// The rows that are not as fast as `--fail-below` asks for.
-    fn slower<'a>(&self, ratios: &[(&'a str, f64)]) -> Vec<&'a str> {
-        let limit = self.args.fail_below.unwrap_or(0.0);
-        let is_slower = |ratio: f64| ratio < limit || ratio.is_nan();
-        ratios.iter().filter(|(_, ratio)| is_slower(*ratio)).map(|(name, _)| *name).collect()
-    }
-
-    /// What the ratios come to, as JSON and in words.
-    fn summary(&self, baseline: &Baseline, rows: &[Row], ratios: &[(&str, f64)]) -> (Value, String) {
-        let values: Vec<f64> = ratios.iter().map(|(_, ratio)| *ratio).collect();
-        let mean = record::geometric_mean(&values);
-        let is_only_there =
-            |name: &&String| rows::is_chosen(self.args, name) && !rows.iter().any(|row| row.name == **name);
-        let only_there: Vec<&String> =
-            baseline.medians.iter().map(|(name, _)| name).filter(is_only_there).collect();
-        let commit = baseline.commit.as_deref().unwrap_or("unknown");
-        let of = format!("{}, commit {commit}", baseline.date);
-        let mut text = match ratios {
-            [] => format!("\nnone of these rows is in the baseline of {of}\n"),
-            _ => format!(
-                "\n{} rows beside those of {of}: geometric mean of the ratios {mean:.3} (above 1: faster now)\n",
-                ratios.len()
-            ),
-        };
-        if !only_there.is_empty() {
-            let names = only_there.iter().map(|name| name.as_str()).collect::<Vec<_>>().join(", ");
-            text += &format!("in the baseline alone: {names}\n");
-        }
-        let object = json!({
-            "file": self.args.baseline.as_ref().map(|path| path.display().to_string()),
-            "date": baseline.date,
-            "commit": baseline.commit,
-            "rows": ratios.len(),
-            "geometric_mean": mean,
-            "in_baseline_alone": only_there,
-        });
-        (object, text)
     }
 
     /// Times a row; `None` if it does not launch the file that the variant stands for.

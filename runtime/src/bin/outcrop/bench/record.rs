@@ -1,16 +1,13 @@
-//! The record of a run as JSON, and an earlier one read as a baseline.
+//! The record of a run as JSON.
 
 use std::fs;
-use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use outcrop::bench::{Bench, Call, Ceilings, Comparison, Difference, Fused, Times};
+use outcrop::bench::{Call, Ceilings, Comparison, Difference, Fused, Times};
 use outcrop::{Cost, LoadedKernel, Stream};
 use serde_json::{Map, Value, json};
 
 use super::rows::Row;
-use crate::args::KernelsArgs;
-use crate::error::Error;
 
 /// What was seen of a row.
 pub(super) struct Seen {
@@ -31,11 +28,13 @@ pub(super) struct Place {
     pub(super) details: String,
     /// The type of matrices, and on a GPU of all operands.
     pub(super) dtype: &'static str,
-    json: Value,
+    pub(super) json: Value,
 }
 
 impl Place {
     pub(super) fn of(stream: &Stream, device: &str, dtype: &'static str) -> Place {
+        // Weights that are held as they are stored.
+        let held = if dtype == "auto" { "the stored type" } else { dtype };
         let Some(properties) = stream.properties() else {
             let threads = match stream {
                 Stream::Cpu(cpu) => cpu.num_threads(),
@@ -43,7 +42,7 @@ impl Place {
             };
             let name = cpu_name();
             return Place {
-                details: format!("{threads} threads, weights in {dtype}"),
+                details: format!("{threads} threads, weights in {held}"),
                 json: json!({ "device": device, "name": name, "threads": threads }),
                 name,
                 dtype,
@@ -56,7 +55,7 @@ impl Place {
         Place {
             name: properties.name.clone(),
             details: format!(
-                "CUDA {cuda}, driver {}, {} multiprocessors, L2 {} MiB, operands in {dtype}",
+                "CUDA {cuda}, driver {}, {} multiprocessors, L2 {} MiB, operands in {held}",
                 module.as_deref().unwrap_or("unknown"),
                 properties.num_sms,
                 properties.l2_bytes >> 20
@@ -90,35 +89,29 @@ fn driver_module() -> Option<String> {
     text.lines().next()?.split_whitespace().find(is_version).map(str::to_owned)
 }
 
-/// Everything of a run but its rows.
-pub(super) fn head(
-    args: &KernelsArgs,
-    place: &Place,
-    bench: &Bench<'_>,
-    ceilings: Option<Ceilings>,
-) -> Map<String, Value> {
+/// What every record begins with: the program, the moment, the command and the place.
+pub(super) fn head(commit: Option<&str>, place: &Place) -> Map<String, Value> {
     let command = std::env::args().skip(1).fold("outcrop".to_owned(), |line, word| line + " " + &word);
     let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let mut head = Map::new();
     let mut fact = |name: &str, value: Value| head.insert(name.to_owned(), value);
     fact("version", json!(env!("CARGO_PKG_VERSION")));
-    fact("commit", json!(args.commit.as_deref().or(option_env!("OUTCROP_COMMIT"))));
+    fact("commit", json!(commit.or(option_env!("OUTCROP_COMMIT"))));
     fact("date", json!(utc(seconds)));
     fact("command", json!(command));
     fact("device", place.json.clone());
     fact("dtype", json!(place.dtype));
-    fact("seconds_per_row", json!(args.seconds));
-    fact("rotation_bytes", json!(bench.rotation_bytes()));
-    let ceilings = ceilings.map(|ceilings| {
-        json!({
-            "tflops": ceilings.flops_per_second / 1e12,
-            "gbs": ceilings.bytes_per_second / 1e9,
-            "product": shape(&ceilings.product.shape()),
-            "copy": shape(&ceilings.copy.shape()),
-        })
-    });
-    fact("ceilings", json!(ceilings));
     head
+}
+
+/// What the device gives at best.
+pub(super) fn ceilings(ceilings: Ceilings) -> Value {
+    json!({
+        "tflops": ceilings.flops_per_second / 1e12,
+        "gbs": ceilings.bytes_per_second / 1e9,
+        "product": shape(&ceilings.product.shape()),
+        "copy": shape(&ceilings.copy.shape()),
+    })
 }
 
 fn shape(numbers: &[(&str, usize)]) -> Value {
@@ -137,6 +130,12 @@ pub(super) fn named(row: &Row) -> Map<String, Value> {
             shape["head_dim"] = json!(head_dim);
             shape["rotated_columns"] = json!(columns);
         }
+    }
+    // Others make the same batch of it.
+    if let Call::Attention { sequences, .. } = row.call
+        && sequences.is_ragged
+    {
+        shape["lengths"] = json!(sequences.lengths());
     }
     object.insert("shape".to_owned(), shape);
     object
@@ -206,58 +205,6 @@ fn kernel(kernel: &LoadedKernel) -> Value {
         "shared_bytes": kernel.shared_bytes,
         "local_bytes": kernel.resources.local_bytes,
     })
-}
-
-/// An earlier record.
-pub(super) struct Baseline {
-    pub(super) date: String,
-    pub(super) commit: Option<String>,
-    /// Rows that were timed and their medians, in their order.
-    pub(super) medians: Vec<(String, f64)>,
-}
-
-impl Baseline {
-    /// Reads a record of this very device and type, or with `--any-device` of any.
-    pub(super) fn read(path: &Path, place: &Place, any_device: bool) -> Result<Baseline, Error> {
-        let text = fs::read_to_string(path)
-            .map_err(|source| Error::Read { from: path.display().to_string(), source })?;
-        let refused = |reason: &str| Error::Baseline { path: path.to_owned(), reason: reason.to_owned() };
-        let record: Value = serde_json::from_str(&text).map_err(|error| refused(&error.to_string()))?;
-        let text = |value: &Value| value.as_str().map(str::to_owned);
-        let rows = record["rows"].as_array().ok_or_else(|| refused("it has no `rows`"))?;
-        let device = text(&record["device"]["name"]).ok_or_else(|| refused("it names no device"))?;
-        let dtype = text(&record["dtype"]).ok_or_else(|| refused("it names no dtype"))?;
-        let (threads, now) = (&record["device"]["threads"], &place.json["threads"]);
-        if !any_device && (device != place.name || dtype != place.dtype || threads != now) {
-            let of = |name: &str, dtype: &str, threads: &Value| match threads {
-                Value::Null => format!("{name} in {dtype}"),
-                threads => format!("{name} in {dtype} with {threads} threads"),
-            };
-            return Err(Error::OtherDevice {
-                path: path.to_owned(),
-                baseline: of(&device, &dtype, threads),
-                now: of(&place.name, place.dtype, now),
-            });
-        }
-        // Rows that failed have no time.
-        let timed = |row: &Value| Some((text(&row["name"])?, row["median_us"].as_f64()?));
-        Ok(Baseline {
-            date: text(&record["date"]).unwrap_or_default(),
-            commit: text(&record["commit"]),
-            medians: rows.iter().filter_map(timed).collect(),
-        })
-    }
-
-    /// How many times faster a row is now than it was; `None` if it was not timed then.
-    pub(super) fn ratio(&self, name: &str, times: &Times) -> Option<f64> {
-        let (_, median) = self.medians.iter().find(|(there, _)| there == name)?;
-        Some(median / times.median_us())
-    }
-}
-
-/// The geometric mean, the one mean that ratios have.
-pub(super) fn geometric_mean(ratios: &[f64]) -> f64 {
-    (ratios.iter().map(|ratio| ratio.ln()).sum::<f64>() / ratios.len() as f64).exp()
 }
 
 /// A time as RFC 3339 writes it. The date by Hinnant's days-to-civil (2013), whose years begin in March.

@@ -48,7 +48,9 @@ pub(super) const MODELS: [Model; 5] = [
 const WINDOW: usize = 4096;
 
 /// Tokens of the sequences that attention is timed on.
-const LENGTHS: [usize; 2] = [128, 512];
+const LENGTHS: [usize; 3] = [128, 256, 512];
+/// And the mean of those of many lengths.
+const RAGGED_LEN: usize = 256;
 
 /// The rows that the arguments choose; `default_tokens` where they do not say how many.
 pub(super) fn selected(args: &KernelsArgs, default_tokens: &[usize]) -> Result<Vec<Row>, Error> {
@@ -98,7 +100,7 @@ pub(super) fn published(tokens: &[usize]) -> Vec<Row> {
         }
     }
     for (tokens, len) in tokens.iter().flat_map(|tokens| lengths(*tokens).map(move |len| (*tokens, len))) {
-        let sequences = Sequences { number: tokens / len, len };
+        let sequences = Sequences { number: tokens / len, len, is_ragged: false };
         list.push("layout", sized(tokens, len), Call::Layout { sequences });
     }
     // Kernels, and their models' parts, in the order in which they come first; tokens as they were given.
@@ -184,7 +186,7 @@ fn decoder(list: &mut List, model: Model, tokens: usize) {
         attention(list, model, tokens, "/window", Mask::Window(WINDOW));
         list.push(&rows_of("sandwich_norm"), tokens, Call::SandwichNorm { rows: tokens, width: h });
         let len = lengths(tokens).last().unwrap_or(tokens);
-        let sequences = Sequences { number: tokens / len, len };
+        let sequences = Sequences { number: tokens / len, len, is_ragged: false };
         list.push(
             &rows_of("token_compress"),
             sized(tokens, len),
@@ -202,13 +204,18 @@ fn attention(list: &mut List, model: Model, tokens: usize, variety: &str, mask: 
     let softmax_scale = (head_dim as f32).powf(-0.5);
     let params = AttentionParams { num_heads, num_kv_heads, head_dim, softmax_scale, mask, softcap: None };
     for len in lengths(tokens) {
-        let sequences = Sequences { number: tokens / len, len };
+        let sequences = Sequences { number: tokens / len, len, is_ragged: false };
         let part = format!("attention/{name}{variety}");
         list.push(&part, sized(tokens, len), Call::Attention { sequences, params });
         if variety.is_empty() {
             let call = Call::AttentionRow { sequences, params };
             list.push(&format!("{part}/row"), sized(tokens, len), call);
         }
+    }
+    if variety.is_empty() && tokens >= 4 * RAGGED_LEN {
+        let sequences = Sequences { number: tokens / RAGGED_LEN, len: RAGGED_LEN, is_ragged: true };
+        let call = Call::Attention { sequences, params };
+        list.push(&format!("attention/{name}"), format!("{tokens}/ragged{RAGGED_LEN}"), call);
     }
 }
 
@@ -224,7 +231,7 @@ fn scored_rows(list: &mut List, model: Model, tokens: usize, is_full: bool) {
 /// The tokens cut into the shortest sequences, of which there are the most.
 fn shortest(tokens: usize) -> Sequences {
     let len = LENGTHS[0].min(tokens);
-    Sequences { number: tokens / len, len }
+    Sequences { number: tokens / len, len, is_ragged: false }
 }
 
 /// Up to three parts of names that have the most pairs of letters in common with `filter`.

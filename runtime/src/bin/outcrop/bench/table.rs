@@ -149,7 +149,7 @@ fn described(kernel: &LoadedKernel) -> String {
 }
 
 /// Operations or bytes a second in the unit that suits.
-fn rate(per_second: f64, is_bytes: bool) -> String {
+pub(super) fn rate(per_second: f64, is_bytes: bool) -> String {
     match (is_bytes, per_second >= 1e12) {
         (true, _) => format!("{:.1} GB/s", per_second / 1e9),
         (false, true) => format!("{:.1} TFLOP/s", per_second / 1e12),

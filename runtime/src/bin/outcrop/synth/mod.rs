@@ -6,7 +6,7 @@ mod bpe;
 mod decoder;
 mod shape;
 mod tokenizer;
-mod vocabulary;
+pub(crate) mod vocabulary;
 mod weights;
 
 #[cfg(test)]

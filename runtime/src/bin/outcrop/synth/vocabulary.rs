@@ -9,6 +9,11 @@ use super::weights::mix;
 /// Common English words, the commonest first (counted in technical prose, with everyday words added).
 const WORDS: &str = include_str!("words.txt");
 
+/// Common English words, the commonest first: most vocabularies have them whole.
+pub(crate) fn words() -> impl Iterator<Item = &'static str> {
+    WORDS.split_whitespace()
+}
+
 const ONSETS: &str = "b c d f g h j k l m n p q r s t v w x z bl br ch cl cr dr fl fr gl gr kn ph pl pr qu sc sh sk \
     sl sm sn sp st sw th tr tw wh wr sch scr spl spr str thr";
 const NUCLEI: &str = "a e i o u y ai ay ea ee ei ey ie io oa oi oo ou ow oy ue ui au aw ew";
