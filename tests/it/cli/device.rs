@@ -347,7 +347,8 @@ fn a_device_that_is_lost() {
             let error = lost(&format!("{fails}{only}"), device, options, "0");
             assert!(error.starts_with(&format!("outcrop: CUDA device {named} is lost: ")), "{error}");
             // Nobody has waited since the weights were packed.
-            let words = " in one of pack_weights<f16, float>, layout, embed_layer_norm<f16, 16, 1>, gemm_hopper<";
+            let words =
+                " in one of pack_weights<f16, float>, layout, embed_layer_norm<f16, 16, 1>, gemm_hopper<";
             assert!(error.contains(words), "{error}");
             assert!(error.contains("OUTCROP_SYNCHRONOUS=1, which names the kernel"), "{error}");
         }
@@ -355,7 +356,8 @@ fn a_device_that_is_lost() {
     // Graphs or not, with that variable it is one.
     for options in [&[][..], &["--no-graphs"]] {
         let error = lost("cuStreamSynchronize 700 attention_hopper 2", "cuda", options, "1");
-        let words = "CUDA_ERROR_ILLEGAL_ADDRESS (an illegal memory access was encountered) in attention_hopper<";
+        let words =
+            "CUDA_ERROR_ILLEGAL_ADDRESS (an illegal memory access was encountered) in attention_hopper<";
         assert!(error.contains(words) && !error.contains("one of"), "{error}");
     }
     // Also where it is found out by a call that runs no kernel.
