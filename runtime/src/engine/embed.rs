@@ -69,7 +69,7 @@ impl Engine {
         let instruction = Instruction::parse(options.instruction.as_deref(), &options.instruction_format)?;
         let max_length = options.max_length.unwrap_or_else(|| model.max_length());
         Ok(move |text: &str| {
-            let ids = self.tokenizer.encode(&instruction.apply(text))?;
+            let ids = self.tokenizer.encode_start(&instruction.apply(text), max_length)?;
             let sequence = encode_text(&ids, self.special_ids(), max_length);
             if sequence.truncated && !options.truncate {
                 return Err(Error::Truncated { max_length });

@@ -157,11 +157,10 @@ impl Engine {
         let encode = |(query, passage): (&'t str, &'t str)| {
             let ids = match before.take() {
                 Some((same, ids)) if same == query => ids,
-                _ => self.tokenizer.encode(&plan.query.apply(query))?,
+                _ => self.query_ids(&plan, query)?,
             };
             let (_, ids) = before.insert((query, ids));
-            let passage = self.tokenizer.encode(&plan.passage.apply(passage))?;
-            let pair = plan.join(ids, &passage)?;
+            let pair = plan.join(ids, &self.passage_ids(&plan, passage)?)?;
             Ok(match &plan.frame {
                 Frame::Encoder { model, .. } => {
                     encoder::check_sequence(model.config(), &pair.sequence.input_ids)?;

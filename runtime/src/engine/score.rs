@@ -56,9 +56,17 @@ impl Engine {
         plan: &Plan<'_>,
         (query, passage): &(Q, P),
     ) -> Result<PairSequence, Error> {
-        let query = self.tokenizer.encode(&plan.query.apply(query.as_ref()))?;
-        let passage = self.tokenizer.encode(&plan.passage.apply(passage.as_ref()))?;
-        plan.join(&query, &passage)
+        plan.join(&self.query_ids(plan, query.as_ref())?, &self.passage_ids(plan, passage.as_ref())?)
+    }
+
+    /// The ids of a query, as many as are kept and one more.
+    pub(super) fn query_ids(&self, plan: &Plan<'_>, query: &str) -> Result<Vec<u32>, Error> {
+        Ok(self.tokenizer.encode_start(&plan.query.apply(query), plan.limits.query_max_length)?)
+    }
+
+    /// The ids of a passage, as many as are kept and one more.
+    pub(super) fn passage_ids(&self, plan: &Plan<'_>, passage: &str) -> Result<Vec<u32>, Error> {
+        Ok(self.tokenizer.encode_start(&plan.passage.apply(passage), plan.limits.max_length)?)
     }
 
     /// Checks `options` against the model without running it: the error that [`Engine::score`] would refuse them with, or what
@@ -128,11 +136,8 @@ impl Engine {
             return self.rerank_by_cosine(query, passages, options);
         }
         let plan = self.plan(options)?;
-        let query = self.tokenizing(|| self.tokenizer.encode(&plan.query.apply(query)))?;
-        let encode = |i: usize| {
-            let passage = self.tokenizer.encode(&plan.passage.apply(passages[i].as_ref()))?;
-            plan.join(&query, &passage)
-        };
+        let query = self.tokenizing(|| self.query_ids(&plan, query))?;
+        let encode = |i: usize| plan.join(&query, &self.passage_ids(&plan, passages[i].as_ref())?);
         let texts = Texts { count: passages.len(), len: |i: usize| passages[i].as_ref().len(), encode };
         Ok(self.score_texts(&plan, texts)?.into())
     }

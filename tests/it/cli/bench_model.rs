@@ -339,4 +339,8 @@ fn on_the_emulator() {
         assert!(kernels.iter().all(launched), "{row}");
         assert!(row["device_ms"].as_f64() > Some(0.0), "{row}");
     }
+    let gemma = crate::fixtures::path("gemma");
+    let more = ["--device", &device, "--json", "--dtype", "bf16", "--compare", "fold-norms"];
+    let found = record(&quick(gemma.to_str().unwrap(), &more));
+    assert_eq!(names(&found), ["1x2/fixed:40/bf16", "1x2/fixed:40/bf16/fold-norms:on"]);
 }

@@ -324,7 +324,7 @@ fn cutoffs_compression_and_prompts() {
     assert_eq!((answer.status, answer.json()["error"]["param"].as_str()), (404, Some("model")), "{answer:?}");
     let info = ok(&server.get("/info"));
     assert_eq!(info["model_type"]["reranker"]["id2label"]["0"], "LABEL_0");
-    assert_eq!((&info["max_client_batch_size"], &info["model_dtype"]), (&json!(1000), &json!("float32")));
+    assert_eq!((&info["max_client_batch_size"], &info["model_dtype"]), (&json!(1000), &json!("bfloat16")));
     assert_eq!(info["models"][0]["outcrop"]["cutoff_layers"][0], allowed.start);
     assert_eq!(info["models"][1]["served_model_name"], "xlmr_base");
     let models = ok(&server.get("/v1/models"));

@@ -341,6 +341,9 @@ pub(crate) struct ScoreArgs {
     /// Time between two checkpoints, FILE.checkpoint: how much work an interruption may cost. 0: after every 64 lines.
     #[arg(long, value_name = "SECONDS", default_value_t = 5)]
     pub(crate) checkpoint_seconds: u64,
+    /// Write what is said at the end to a file as well, as a JSON object: pairs, tokens, failures, seconds and rates.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) summary: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) pair: PairArgs,
     #[command(flatten)]

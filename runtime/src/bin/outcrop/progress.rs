@@ -26,6 +26,22 @@ pub(crate) struct Counts {
     pub(crate) blank: u64,
 }
 
+/// The summary for programs. What an earlier run had done is in the counts of an output that this one went on with, and not in
+/// time and rates.
+#[derive(Debug, Serialize)]
+pub(crate) struct Summary {
+    pairs: u64,
+    tokens: u64,
+    truncated: u64,
+    failed: u64,
+    blank_lines: u64,
+    /// Pairs that were there before this run.
+    resumed_pairs: u64,
+    seconds: f64,
+    pairs_per_second: f64,
+    tokens_per_second: f64,
+}
+
 /// What has been done so far, shown as a bar and at the end as a summary.
 pub(crate) struct Progress {
     bar: ProgressBar,
@@ -93,6 +109,22 @@ impl Progress {
             report::line(&self.summary());
         }
         Status::of(self.counts.failed)
+    }
+
+    /// The summary for programs, of a run that scores pairs.
+    pub(crate) fn summary_of_pairs(&self) -> Summary {
+        let Counts { done, tokens, truncated, failed, blank } = self.counts;
+        Summary {
+            pairs: done,
+            tokens,
+            truncated,
+            failed,
+            blank_lines: blank,
+            resumed_pairs: self.before.done,
+            seconds: self.started.elapsed().as_secs_f64(),
+            pairs_per_second: self.rate(done - self.before.done),
+            tokens_per_second: self.rate(tokens - self.before.tokens),
+        }
     }
 
     fn summary(&self) -> String {

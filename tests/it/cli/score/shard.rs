@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use serde_json::{Value, json};
+
 use super::{Files, args, outcrop, outcrop_with_input, score_file};
 use crate::cli::model;
 
@@ -72,4 +74,35 @@ fn an_empty_shard_is_an_empty_file() {
     let output = files.path("out.jsonl");
     score_file(&input, &output, &["--shard", "1/2"]);
     assert_eq!(fs::read(&output).unwrap(), b"");
+}
+
+/// What the run says at the end, for a program that adds up shards.
+#[test]
+fn a_summary_counts_what_was_done() {
+    let files = Files::new();
+    let long = "panda ".repeat(600);
+    let lines = format!(
+        "{{\"query\": \"q\", \"passages\": [\"panda\", \"{long}\"]}}\n\n{{\"query\": 7}}\n{{\"query\": \"q\", \"passage\": \"p\"}}\n"
+    );
+    let input = files.write("in.jsonl", lines);
+    let output = files.path("out.jsonl");
+    let summary = files.path("summary.json");
+    let ran = outcrop(args(&input, &output, &["--summary", summary.to_str().unwrap()]));
+    assert_eq!(ran.status, Some(1), "{}", ran.stderr);
+    let told: Value = serde_json::from_slice(&fs::read(&summary).unwrap()).unwrap();
+    let answers = fs::read_to_string(&output).unwrap();
+    let tokens: u64 = answers
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).unwrap()["tokens"].as_u64())
+        .sum();
+    let counts = json!({"pairs": 3, "tokens": tokens, "truncated": 1, "failed": 1, "blank_lines": 1, "resumed_pairs": 0});
+    for (name, count) in counts.as_object().unwrap() {
+        assert_eq!(&told[name], count, "{name}");
+    }
+    let seconds = told["seconds"].as_f64().unwrap();
+    assert!((told["pairs_per_second"].as_f64().unwrap() * seconds - 3.0).abs() < 1e-6);
+    assert!((told["tokens_per_second"].as_f64().unwrap() * seconds - tokens as f64).abs() < 1e-3);
+    // Not over the input.
+    let ran = outcrop(args(&input, &output, &["--summary", input.to_str().unwrap()]));
+    ran.refused(&["is also the input"]);
 }

@@ -4,6 +4,7 @@
 //! options of this program, by their names on the command line.
 
 use std::fmt;
+use std::ops::Not;
 
 use serde::de::{IgnoredAny, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -98,6 +99,9 @@ pub(crate) struct ScoreData {
     /// Always "score".
     pub(crate) object: &'static str,
     pub(crate) score: f64,
+    /// Whether the pair was too long, and scored without its end.
+    #[serde(skip_serializing_if = "Not::not")]
+    pub(crate) truncated: bool,
     #[serde(flatten)]
     pub(crate) layers: Layers,
 }
@@ -135,6 +139,9 @@ pub(crate) struct RerankResult<'a> {
     pub(crate) index: usize,
     pub(crate) document: RerankDocument<'a>,
     pub(crate) relevance_score: f64,
+    /// Whether the pair was too long, and scored without its end.
+    #[serde(skip_serializing_if = "Not::not")]
+    pub(crate) truncated: bool,
     #[serde(flatten)]
     pub(crate) layers: Layers,
 }

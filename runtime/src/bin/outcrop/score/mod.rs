@@ -55,7 +55,11 @@ pub(crate) struct Layers {
 impl Layers {
     pub(crate) fn new(scores: &[LayerScore], tokens_after: Option<usize>) -> Layers {
         // One alone is the score itself.
-        let scores = if scores.len() > 1 { scores } else { &[] };
+        Layers::each(if scores.len() > 1 { scores } else { &[] }, tokens_after)
+    }
+
+    /// The layer is named even if there is one alone.
+    pub(crate) fn each(scores: &[LayerScore], tokens_after: Option<usize>) -> Layers {
         let scores = scores.iter().map(|layer| (layer.layer.to_string(), layer.score.into())).collect();
         Layers { scores, tokens_after }
     }
@@ -71,6 +75,7 @@ pub(crate) fn run(args: &ScoreArgs, quiet: bool) -> Result<Status, Error> {
     let output_path = args.lines.output.as_deref();
     let source = Source::open(&args.lines.input, args.shard)?;
     check_distinct(&args.lines.input, output_path)?;
+    check_distinct(&args.lines.input, args.summary.as_deref())?;
     let target = Target::of(output_path)?;
     let start = source.start();
     if args.resume && (start.is_none() || target.file().is_none()) {
@@ -87,7 +92,7 @@ pub(crate) fn run(args: &ScoreArgs, quiet: bool) -> Result<Status, Error> {
     let mut progress = Progress::new(source.length(), output_path, "pairs", quiet);
     let fingerprint = || Fingerprint::new(args, &engine, &dir);
     let Some(begun) = begin(args, &target, start, fingerprint, &mut progress)? else {
-        return Ok(progress.finish());
+        return finish(args, progress);
     };
     let Begun { mut sink, mut checkpoints, mut position } = begun;
     let mut scorer = Scorer {
@@ -125,6 +130,16 @@ pub(crate) fn run(args: &ScoreArgs, quiet: bool) -> Result<Status, Error> {
         if let Some(checkpoints) = checkpoints {
             checkpoints.remove()?;
         }
+    }
+    finish(args, progress)
+}
+
+/// Says what has been done, once the output is complete.
+fn finish(args: &ScoreArgs, progress: Progress) -> Result<Status, Error> {
+    if let Some(path) = &args.summary {
+        let mut summary = Output::create(Some(path))?;
+        summary.json_line(&progress.summary_of_pairs())?;
+        summary.flush()?;
     }
     Ok(progress.finish())
 }

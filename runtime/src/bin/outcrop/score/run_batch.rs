@@ -236,6 +236,7 @@ pub(crate) fn respond<'a>(
                     index: *index,
                     object: "score",
                     score: score.score,
+                    truncated: score.truncated,
                     layers: layers(score),
                 })
                 .collect(),
@@ -254,6 +255,7 @@ pub(crate) fn respond<'a>(
                 index: *index,
                 document: RerankDocument { text: &work.documents[*index], multi_modal: None },
                 relevance_score: score.score,
+                truncated: score.truncated,
                 layers: layers(score),
             });
             Response::Rerank(RerankResponse {

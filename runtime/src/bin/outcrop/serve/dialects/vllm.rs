@@ -4,12 +4,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::Json;
 use axum::response::{IntoResponse, Response};
-use serde_json::{Map, Value, json};
 
 use super::super::call::{self, Extras, Scored, all};
 use super::super::fields::{Fields, OneOrMany};
 use super::super::problem::Problem;
-use super::{Call, details};
+use super::Call;
+use crate::api::vllm::{ScoreData, ScoreResponse, ScoreUsage};
+use crate::score::Layers;
 
 pub(super) async fn score(call: &Call, fields: &mut Fields) -> Result<Response, Problem> {
     let model = call.model(fields)?;
@@ -35,23 +36,26 @@ pub(super) async fn score(call: &Call, fields: &mut Fields) -> Result<Response, 
     let characters = pairs.iter().map(|(a, b)| a.chars().count() + b.chars().count()).sum();
     let Scored { scores, times, tokens, .. } =
         call::score(&call.server, model, call.started, pairs, &extras).await?;
-    let result = |(index, score): (usize, outcrop::Score)| {
-        let mut result = Map::from_iter([
-            ("index".to_owned(), json!(index)),
-            ("object".to_owned(), json!("score")),
-            ("score".to_owned(), json!(score.score)),
-        ]);
-        details(&score, &mut result);
-        Value::Object(result)
+    let data = |(index, score): (usize, outcrop::Score)| ScoreData {
+        index,
+        object: "score",
+        score: score.score,
+        truncated: score.truncated,
+        layers: Layers::each(&score.layer_scores, score.tokens_after),
     };
-    let body = json!({
-        "id": format!("score-{}", call.id),
-        "object": "list",
-        "created": SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
-        "model": model.name,
-        "data": all(scores)?.into_iter().enumerate().map(result).collect::<Vec<_>>(),
-        "usage": {"prompt_tokens": tokens, "total_tokens": tokens, "completion_tokens": 0},
-    });
+    let body = ScoreResponse {
+        id: format!("score-{}", call.id),
+        object: "list",
+        created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+        model: &model.name,
+        data: all(scores)?.into_iter().enumerate().map(data).collect(),
+        usage: ScoreUsage {
+            prompt_tokens: tokens,
+            total_tokens: tokens,
+            completion_tokens: 0,
+            prompt_tokens_details: None,
+        },
+    };
     Ok((call::headers(model, &times, call.started, characters, tokens), Json(body)).into_response())
 }
 
