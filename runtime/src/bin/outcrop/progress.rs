@@ -114,6 +114,7 @@ impl Progress {
     /// The summary for programs, of a run that scores pairs.
     pub(crate) fn summary_of_pairs(&self) -> Summary {
         let Counts { done, tokens, truncated, failed, blank } = self.counts;
+        let seconds = self.started.elapsed().as_secs_f64().max(1e-9);
         Summary {
             pairs: done,
             tokens,
@@ -121,9 +122,9 @@ impl Progress {
             failed,
             blank_lines: blank,
             resumed_pairs: self.before.done,
-            seconds: self.started.elapsed().as_secs_f64(),
-            pairs_per_second: self.rate(done - self.before.done),
-            tokens_per_second: self.rate(tokens - self.before.tokens),
+            seconds,
+            pairs_per_second: (done - self.before.done) as f64 / seconds,
+            tokens_per_second: (tokens - self.before.tokens) as f64 / seconds,
         }
     }
 
