@@ -1,6 +1,9 @@
 //! Weights as they are stored in a checkpoint.
 
 use half::{bf16, f16};
+use rayon::prelude::*;
+
+use crate::CpuStream;
 
 /// A borrowed run of weights in one of the stored types.
 ///
@@ -110,6 +113,17 @@ impl<'a> Elements<'a> {
         }
     }
 
+    /// The rows of a matrix with as many columns as there are `factors`, in f32, each element times its column's factor.
+    pub fn scaled_columns(&self, stream: &CpuStream, factors: &[f32]) -> Vec<f32> {
+        let mut out = vec![0.0; self.len()];
+        let scale_row = |(row, out): (usize, &mut [f32])| {
+            self.slice(row * factors.len(), out.len()).read(out);
+            out.iter_mut().zip(factors).for_each(|(x, factor)| *x *= factor);
+        };
+        stream.run(|| out.par_chunks_mut(factors.len().max(1)).enumerate().for_each(scale_row));
+        out
+    }
+
     /// All elements as a new f32 vector; for small operands such as biases and norm weights.
     pub fn to_vec(&self) -> Vec<f32> {
         let mut out = vec![0.0; self.len()];
@@ -181,6 +195,20 @@ mod tests {
             assert!(
                 a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan()),
                 "bf16 {bits:#06x}: {a} and {b}"
+            );
+        }
+    }
+    #[test]
+    fn columns_are_scaled_in_f32_with_any_threads() {
+        let (weights, factors) = (crate::testing::values(1, 7 * 24), crate::testing::values(2, 24));
+        let expected: Vec<f32> = weights.iter().enumerate().map(|(i, x)| x * factors[i % 24]).collect();
+        for threads in [1, 3] {
+            let stream = CpuStream::new(Some(threads)).unwrap();
+            assert_eq!(Elements::F32(&weights).scaled_columns(&stream, &factors), expected);
+            let half: Vec<bf16> = weights.iter().map(|x| bf16::from_f32(*x)).collect();
+            let of_half = Elements::BF16(&half).scaled_columns(&stream, &factors);
+            assert!(
+                of_half.iter().zip(&half).enumerate().all(|(i, (x, h))| *x == h.to_f32() * factors[i % 24])
             );
         }
     }

@@ -260,6 +260,11 @@ impl Error {
         matches!(self, Self::Device(error) if matches!(**error, DeviceError::OutOfMemory { .. }))
     }
 
+    /// Whether a device has stopped: nothing on it works any more in this process.
+    pub fn is_lost(&self) -> bool {
+        matches!(self, Self::Device(error) if matches!(**error, DeviceError::Lost { .. }))
+    }
+
     /// Whether the compiler refused a kernel's file.
     pub fn is_refused_source(&self) -> bool {
         matches!(self, Self::Device(error) if matches!(**error, DeviceError::Compile { .. }))

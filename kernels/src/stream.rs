@@ -198,7 +198,7 @@ impl CudaStream {
     }
 
     /// Type of the operands of matrix products.
-    pub(crate) fn operand_type(&self) -> ElementType {
+    pub fn operand_type(&self) -> ElementType {
         self.operand_type
     }
 }

@@ -433,6 +433,14 @@ pub enum Error {
         /// The reason.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// Ids stand for no text.
+    #[error("{} cannot decode the ids", path.display())]
+    Decode {
+        /// The `tokenizer.json`.
+        path: PathBuf,
+        /// The reason.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
 
     /// The sentence-transformers modules are not the supported ones.
     #[error(

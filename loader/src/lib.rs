@@ -30,5 +30,5 @@ pub use config::{
 };
 pub use error::Error;
 pub use sentence_transformers::{Pooling, SentenceTransformers};
-pub use tokenizer::{Tokenizer, TokenizerKind};
+pub use tokenizer::{Token, Tokenizer, TokenizerKind};
 pub use weights::{Dtype, Tensor, TensorData, TensorInfo};

@@ -40,6 +40,15 @@ pub enum Error {
         /// The adapter.
         dir: PathBuf,
     },
+    /// A norm was to be folded into a matrix that is stored in 16 bits.
+    #[error(
+        "tensor {tensor} is stored in 16 bits; fold_norms would round it once more and move scores: it is for weights stored in f32, \
+         leave it out for these"
+    )]
+    FoldedSixteenBits {
+        /// The tensor.
+        tensor: String,
+    },
     /// A weight is too large for the type asked for.
     #[error("tensor {tensor} holds values beyond the range of {element_type:?}; use bf16 or f32")]
     Overflow {

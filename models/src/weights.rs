@@ -32,13 +32,21 @@ impl Norm {
 
 /// Scale and epsilon of an RMSNorm.
 pub(crate) struct RootMeanSquare {
+    /// Ones, if it is folded.
     weight: Buffer,
     eps: f32,
+    /// The factors, if they are multiplied into the columns of the matrices behind it.
+    folded: Option<Vec<f32>>,
 }
 
 impl RootMeanSquare {
     pub(crate) fn get(&self) -> RmsNorm<'_> {
         RmsNorm { weight: &self.weight, eps: self.eps }
+    }
+
+    /// The epsilon, if all that is left to do is to divide.
+    pub(crate) fn folded_eps(&self) -> Option<f32> {
+        self.folded.as_ref().map(|_| self.eps)
     }
 }
 
@@ -63,6 +71,8 @@ pub(crate) struct Reader<'a> {
     pub(crate) adapters: &'a [Adapter],
     /// The type matrices are held in; `None` for the stored one.
     pub(crate) element_type: Option<ElementType>,
+    /// Whether norms are folded into the matrices that read them.
+    pub(crate) fold_norms: bool,
 }
 
 /// A matrix as stored, or merged with the adapters in f32.
@@ -82,7 +92,7 @@ impl<'a> Reader<'a> {
     pub(crate) fn matrix(&self, names: &[(String, usize)], input: usize) -> Result<Matrix, Error> {
         let mut weights = Vec::new();
         for (name, out) in names {
-            weights.push((self.weight(name, *out, input)?, *out));
+            weights.push((self.weight(name, *out, input, None)?, *out));
         }
         let parts: Vec<_> = weights
             .iter()
@@ -91,16 +101,18 @@ impl<'a> Reader<'a> {
         self.pack(&parts, &weights, input)
     }
 
-    /// Query, key and value projection `{name}.weight`, `[out, input]` each, fused; query and key are rotated in heads of `head_dim`.
+    /// Query, key and value projection `{name}.weight`, `[out, input]` each, of rows under `norm`, fused; query and key are rotated in
+    /// heads of `head_dim`.
     pub(crate) fn rotary_qkv(
         &self,
         names: &[(String, usize); 3],
         input: usize,
+        norm: &RootMeanSquare,
         head_dim: usize,
     ) -> Result<Matrix, Error> {
         let mut weights = Vec::new();
         for (name, out) in names {
-            weights.push((self.weight(name, *out, input)?, *out));
+            weights.push((self.weight(name, *out, input, Some(norm))?, *out));
         }
         let rotary = [Some(head_dim), Some(head_dim), None];
         let parts: Vec<_> = weights
@@ -127,15 +139,16 @@ impl<'a> Reader<'a> {
         Ok(matrix)
     }
 
-    /// Gate and up projection of a gated MLP, `[out, input]` each, interleaved.
+    /// Gate and up projection of a gated MLP, `[out, input]` each, of rows under `norm`, interleaved.
     pub(crate) fn gated_matrix(
         &self,
-        gate: &str,
-        up: &str,
+        [gate, up]: [&str; 2],
         out: usize,
         input: usize,
+        norm: &RootMeanSquare,
     ) -> Result<Matrix, Error> {
-        let (gate, up) = (self.weight(gate, out, input)?, self.weight(up, out, input)?);
+        let gate = self.weight(gate, out, input, Some(norm))?;
+        let up = self.weight(up, out, input, Some(norm))?;
         let (gate_elements, up_elements) = (gate.elements(), up.elements());
         let matrix =
             Matrix::pack_gated(self.stream, gate_elements, up_elements, out, input, self.element_type)?;
@@ -162,7 +175,22 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// An RMSNorm over `len` elements. Its weight becomes the factor here, once, in f32 as in the reference.
+    /// The norm before attention or MLP, which is folded into their matrices where that is wanted.
+    pub(crate) fn input_norm(
+        &self,
+        name: &str,
+        len: usize,
+        eps: f32,
+        convention: RmsConvention,
+    ) -> Result<RootMeanSquare, Error> {
+        if !self.fold_norms {
+            return self.rms_norm(name, len, eps, convention);
+        }
+        let factors = self.rms_factors(name, len, convention)?;
+        Ok(RootMeanSquare { weight: self.upload(&vec![1.0; len])?, eps, folded: Some(factors) })
+    }
+
+    /// An RMSNorm over `len` elements.
     pub(crate) fn rms_norm(
         &self,
         name: &str,
@@ -170,11 +198,17 @@ impl<'a> Reader<'a> {
         eps: f32,
         convention: RmsConvention,
     ) -> Result<RootMeanSquare, Error> {
+        let factors = self.rms_factors(name, len, convention)?;
+        Ok(RootMeanSquare { weight: self.upload(&factors)?, eps, folded: None })
+    }
+
+    /// A norm's weight becomes the factor here, once, in f32 as in the reference.
+    fn rms_factors(&self, name: &str, len: usize, convention: RmsConvention) -> Result<Vec<f32>, Error> {
         let mut weight = self.vector(&format!("{name}.weight"), len)?;
         if convention == RmsConvention::FactorMinusOne {
             weight.iter_mut().for_each(|w| *w += 1.0);
         }
-        Ok(RootMeanSquare { weight: self.upload(&weight)?, eps })
+        Ok(weight)
     }
 
     /// Small parameters, for kernels.
@@ -203,7 +237,7 @@ impl<'a> Reader<'a> {
     pub(crate) fn row(&self, name: &str, row: usize, rows: usize, len: usize) -> Result<Vec<f32>, Error> {
         if self.is_changed(name)? {
             let module = name.strip_suffix(".weight").unwrap_or(name);
-            let weight = self.weight(module, rows, len)?;
+            let weight = self.weight(module, rows, len, None)?;
             return Ok(weight.elements().slice(row * len, len).to_vec());
         }
         Ok(elements(&self.checkpoint.tensor(name)?.expect_shape(&[rows, len])?)
@@ -222,8 +256,15 @@ impl<'a> Reader<'a> {
 
     /// `{module}.weight`, `[out, input]`, with every adapter's change merged in order (SPEC 9.4).
     ///
-    /// A changed matrix is formed in f32, the type in which the reference merges, and stays so unless a type is asked for.
-    fn weight(&self, module: &str, out: usize, input: usize) -> Result<Weight<'a>, Error> {
+    /// A changed matrix is formed in f32, the type in which the reference merges, and stays so unless a type is asked for. So is the
+    /// product with the factors of the `norm` of its rows, if that is folded.
+    fn weight(
+        &self,
+        module: &str,
+        out: usize,
+        input: usize,
+        norm: Option<&RootMeanSquare>,
+    ) -> Result<Weight<'a>, Error> {
         let name = format!("{module}.weight");
         let stored = self.checkpoint.tensor(&name)?.expect_shape(&[out, input])?;
         let mut merged: Option<Vec<f32>> = None;
@@ -242,13 +283,25 @@ impl<'a> Reader<'a> {
                 }
             }
         }
-        let weight = Weight { stored, merged };
+        let mut weight = Weight { stored, merged };
+        if let Some(factors) = norm.and_then(|norm| norm.folded.as_ref()) {
+            check_folding(&name, weight.elements().element_type())?;
+            weight.merged = Some(weight.elements().scaled_columns(self.host, factors));
+        }
         if let Some(element_type) = self.element_type
             && !weight.elements().fits(element_type)
         {
             return Err(Error::Overflow { tensor: name, element_type });
         }
         Ok(weight)
+    }
+}
+
+/// Refuses to fold a norm into a matrix in 16 bits: it is exact as it is, and would no longer be. One in f32 is rounded once either way.
+pub(crate) fn check_folding(tensor: &str, element_type: ElementType) -> Result<(), Error> {
+    match element_type {
+        ElementType::F32 => Ok(()),
+        ElementType::F16 | ElementType::BF16 => Err(Error::FoldedSixteenBits { tensor: tensor.to_owned() }),
     }
 }
 

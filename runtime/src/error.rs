@@ -46,6 +46,12 @@ pub enum Error {
         /// The model's architecture.
         architecture: &'static str,
     },
+    /// Norms were to be folded where that does not work out.
+    #[error("fold_norms: {reason}")]
+    CannotFoldNorms {
+        /// Why not, and what to do.
+        reason: &'static str,
+    },
     /// An empty list of cutoffs.
     #[error("no cutoff layers; give at least one of {allowed}")]
     NoCutoffs {
@@ -92,6 +98,23 @@ pub enum Error {
         /// The text.
         text: &'static str,
     },
+    /// A text that would have to be cut, and was not to be.
+    #[error(
+        "the text has more than the {max_length} tokens allowed, and was not to be cut; raise max_length, shorten it or allow truncate"
+    )]
+    Truncated {
+        /// The limit.
+        max_length: usize,
+    },
+    /// A query that has no vector: no passage can be ranked by it.
+    #[error("the query could not be embedded: {reason}")]
+    Query {
+        /// Why.
+        reason: String,
+    },
+    /// A thread could not be started.
+    #[error("a thread could not be started")]
+    Thread(#[source] std::io::Error),
     /// An instruction format is not one that `str.format` of the reference accepts.
     #[error(
         "instruction format {format:?}: {problem}; it takes two values, the instruction and the text, as {{}} {{}} or {{0}} {{1}}, and \
@@ -106,6 +129,36 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether a GPU has stopped: what needs it fails until the process is started again.
+    pub fn is_lost(&self) -> bool {
+        matches!(self, Self::Model(outcrop_models::Error::Kernel(error)) if error.is_lost())
+    }
+
+    /// The option to blame, if it is one: of [`ScoreOptions`](crate::ScoreOptions) or its parts.
+    pub fn option(&self) -> Option<&'static str> {
+        match self {
+            Self::NoSuchOption { option, .. } | Self::NotAscending { option, .. } => Some(option),
+            Self::NoCutoffs { .. } | Self::CutoffNotAllowed { .. } => Some("cutoff_layers"),
+            Self::CompressRatio => Some("compress_ratio"),
+            Self::CompressLayerZero => Some("compress_layers"),
+            Self::PromptTooLong { .. } => Some("prompt"),
+            _ => None,
+        }
+    }
+
+    /// Whether a text is to blame, which the tokenizer or the model cannot take.
+    pub fn is_of_text(&self) -> bool {
+        use outcrop_models::Error as Model;
+        match self {
+            Self::Truncated { .. } | Self::Query { .. } => true,
+            Self::Loader(error) | Self::Model(Model::Loader(error)) => {
+                matches!(error, outcrop_loader::Error::Encode { .. })
+            }
+            Self::Model(error) => matches!(error, Model::TooLong { .. } | Model::UnknownToken { .. }),
+            _ => false,
+        }
+    }
+
     /// Whether a GPU had too little memory; with less work at a time the call may succeed.
     pub fn is_out_of_memory(&self) -> bool {
         matches!(self, Self::Model(outcrop_models::Error::Kernel(error)) if error.is_out_of_memory())

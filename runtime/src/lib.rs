@@ -26,6 +26,7 @@ mod engine;
 mod error;
 mod options;
 mod packing;
+pub mod queue;
 mod schedule;
 
 pub use outcrop_loader as loader;

@@ -24,6 +24,10 @@ pub struct EngineOptions {
     /// Whether a GPU may begin a kernel before the one ahead of it has ended, to hide the time between the two: programmatic dependent
     /// launch, of GPUs of compute capability 9.0 and newer. Off until it has been measured. Results do not depend on it.
     pub programmatic_launch: bool,
+    /// Whether the RMSNorms of v2-gemma and MiniCPM are folded into the matrices behind them (their weights into the matrices' columns, the
+    /// division into the products' ends), for weights stored in f32, on a GPU. Off until it has been measured. It is another rounding:
+    /// scores move as little as they do by the rounding of a norm's result.
+    pub fold_norms: bool,
     /// The type in which matrices are held, and on a GPU multiplied.
     pub dtype: Dtype,
     /// LoRA adapters, merged in this order while a decoder is read.
@@ -46,6 +50,7 @@ impl Default for EngineOptions {
             device: Device::Auto,
             graphs: true,
             programmatic_launch: false,
+            fold_norms: false,
             dtype: Dtype::Auto,
             adapters: Vec::new(),
             heads: None,
@@ -88,6 +93,8 @@ pub struct ScoreOptions {
     /// Tokens of the whole sequence, special ones included; `None` takes 512 for a reranker, and for an embedding model
     /// what its files say. Only the passage is cut to it.
     pub max_length: Option<usize>,
+    /// Whether texts that are too long are cut. Otherwise each such pair is an error, alone.
+    pub truncate: bool,
     /// Tokens of the query; `None` takes three quarters of `max_length`.
     pub query_max_length: Option<usize>,
     /// Whether to report `1 / (1 + exp(-score))`, computed in f64. A cosine is never normalised.
@@ -114,6 +121,7 @@ impl Default for ScoreOptions {
     fn default() -> Self {
         Self {
             max_length: None,
+            truncate: true,
             query_max_length: None,
             normalize: false,
             query_instruction: None,
@@ -132,6 +140,8 @@ impl Default for ScoreOptions {
 pub struct EmbedOptions {
     /// Tokens of a text, special ones included; without sentence-transformers files 512, or what the model can place.
     pub max_length: Option<usize>,
+    /// Whether texts that are too long are cut. Otherwise each of them is an error, alone.
+    pub truncate: bool,
     /// Whether vectors are scaled to length 1; without such files they are.
     pub normalize: Option<bool>,
     /// How token vectors become one; without such files the first token's is taken.
@@ -146,6 +156,7 @@ impl Default for EmbedOptions {
     fn default() -> Self {
         Self {
             max_length: None,
+            truncate: true,
             normalize: None,
             pooling: None,
             instruction: None,

@@ -141,6 +141,14 @@ impl Schedule {
         self.compression.is_some()
     }
 
+    /// The compression as far as it has an effect.
+    pub(crate) fn effective_compression(&self) -> Option<Compression> {
+        let Compression { ratio, layers } =
+            self.compression.as_ref().filter(|compression| compression.ratio > 1)?;
+        let layers: Vec<usize> = layers.iter().copied().filter(|layer| *layer < self.deepest()).collect();
+        (!layers.is_empty()).then_some(Compression { ratio: *ratio, layers })
+    }
+
     /// The largest cutoff.
     fn deepest(&self) -> usize {
         self.cutoffs.last().copied().unwrap_or(0)

@@ -7,6 +7,7 @@ use std::path::Path;
 use outcrop::{
     Compression, Device, Dtype, EmulatorOptions, Engine, EngineOptions, Gpus, ScoreOptions, Warning,
 };
+use outcrop_loader::Config;
 
 use crate::fixtures::{PairCase, json, pair_cases, path, required, text_cases};
 
@@ -26,7 +27,7 @@ const MODELS: &[&str] = &[
 ];
 
 /// Where this test runs, or a word that it does not.
-fn device() -> Option<Device> {
+pub(crate) fn device() -> Option<Device> {
     if std::env::var_os("OUTCROP_TEST_CUDA").is_some_and(|value| value == "1") {
         return Some(Device::Cuda(Gpus::Some(vec![0])));
     }
@@ -49,7 +50,7 @@ fn emulator() -> Option<EmulatorOptions> {
 }
 
 /// The emulator as a Hopper GPU, for which there are kernels of its own. Where there is a GPU, it is tested as what it is.
-fn hopper() -> Option<Device> {
+pub(crate) fn hopper() -> Option<Device> {
     let options = EmulatorOptions { compute_capability: (9, 0), num_sms: 4, ..emulator()? };
     Some(Device::Emulator(options))
 }
@@ -61,7 +62,7 @@ fn open(model: &str, device: Device, dtype: Dtype) -> Engine {
 }
 
 /// The scores of a case: of every cutoff if there are several, one after the other.
-fn scores(engine: &Engine, case: &PairCase) -> Vec<f64> {
+pub(crate) fn scores(engine: &Engine, case: &PairCase) -> Vec<f64> {
     let options = case.options_for(engine).unwrap();
     let scores = engine.score(&case.pairs, &options).unwrap();
     let scores: Vec<_> = scores.into_iter().map(|score| score.unwrap()).collect();
@@ -72,7 +73,7 @@ fn scores(engine: &Engine, case: &PairCase) -> Vec<f64> {
 }
 
 /// The case `name` of a model, or the first with scores of many pairs.
-fn case(model: &str, name: Option<&str>) -> PairCase {
+pub(crate) fn case(model: &str, name: Option<&str>) -> PairCase {
     let is_it = |case: &PairCase| match name {
         Some(name) => case.name == name,
         None => case.scores.is_some() && case.pairs.len() > 5,
@@ -81,17 +82,17 @@ fn case(model: &str, name: Option<&str>) -> PairCase {
 }
 
 /// The oracle's scores of a case, in f32.
-fn oracle(case: &PairCase) -> Vec<f64> {
+pub(crate) fn oracle(case: &PairCase) -> Vec<f64> {
     case.scores.as_ref().unwrap().concat()
 }
 
-fn range(scores: &[f64]) -> f64 {
+pub(crate) fn range(scores: &[f64]) -> f64 {
     let fold = |(low, high): (f64, f64), x: &f64| (low.min(*x), high.max(*x));
     let (low, high) = scores.iter().fold((f64::INFINITY, f64::NEG_INFINITY), fold);
     high - low
 }
 
-fn worst(got: &[f64], expected: &[f64]) -> f64 {
+pub(crate) fn worst(got: &[f64], expected: &[f64]) -> f64 {
     assert_eq!(got.len(), expected.len());
     // A NaN is the worst of all, wherever it stands; `f64::max` would pass over it.
     let larger = |max: f64, x: f64| if x > max || x.is_nan() { x } else { max };
@@ -108,7 +109,7 @@ fn a_nan_is_the_worst_difference_wherever_it_stands() {
     }
 }
 
-fn root_mean_square(got: &[f64], expected: &[f64]) -> f64 {
+pub(crate) fn root_mean_square(got: &[f64], expected: &[f64]) -> f64 {
     assert_eq!(got.len(), expected.len());
     let sum: f64 = got.iter().zip(expected).map(|(a, b)| (a - b) * (a - b)).sum();
     (sum / got.len() as f64).sqrt()
@@ -161,7 +162,7 @@ fn bf16_scores_are_closer_to_the_oracle_than_the_references_own() {
     }
 }
 
-fn flat(scores: &serde_json::Value) -> Vec<f64> {
+pub(crate) fn flat(scores: &serde_json::Value) -> Vec<f64> {
     match scores {
         serde_json::Value::Array(list) => list.iter().flat_map(flat).collect(),
         number => vec![number.as_f64().unwrap()],
@@ -240,60 +241,69 @@ fn nor_do_they_with_hoppers_own_kernels() {
 
 fn scores_depend_on_nothing_else(device: &Device, models: &[&str]) {
     for &model in models {
-        let is_deep = model != "xlmr_m3";
-        let mut pairs = case(model, None).pairs;
-        // One query for some of them, so that there is something to share.
-        for i in 0..5 {
-            pairs[i].0 = pairs[1].0.clone();
-        }
-        let options = |engine: &Engine| {
-            let mut options = ScoreOptions { max_length: Some(96), ..ScoreOptions::default() };
+        let base = EngineOptions { device: device.clone(), dtype: Dtype::F16, ..EngineOptions::default() };
+        bits_of_scores(&path(model), &case(model, None), &base, |engine, options| {
             if model == "gemma2_lightweight" {
                 options.compression = Some(Compression::new(2, &[3, 6]).unwrap());
                 options.cutoff_layers = Some(engine.cutoffs(&[4, 8]).unwrap());
             }
-            options
-        };
-        let run = |engine_options: EngineOptions, pairs: &[(String, String)], alone: bool| -> Vec<Vec<u64>> {
-            let engine = Engine::open(path(model), &engine_options).unwrap();
-            let options = options(&engine);
-            let score = |pairs: &[(String, String)]| -> Vec<Vec<u64>> {
-                let scores = engine.score(pairs, &options).unwrap();
-                let bits = |s: outcrop::Score| {
-                    let layers = s.layer_scores.iter().map(|layer| layer.score.to_bits());
-                    layers.chain([s.score.to_bits()]).collect()
-                };
-                scores.into_iter().map(|score| bits(score.unwrap())).collect()
+        });
+    }
+}
+
+/// The bits of every score of some pairs, of each cutoff, which are the same however they are run.
+pub(crate) fn bits_of_scores(
+    dir: &Path,
+    case: &PairCase,
+    base: &EngineOptions,
+    choose: impl Fn(&Engine, &mut ScoreOptions),
+) -> Vec<Vec<u64>> {
+    let mut pairs = case.pairs.clone();
+    // One query for some of them, so that there is something to share.
+    for i in 0..5 {
+        pairs[i].0 = pairs[1].0.clone();
+    }
+    let model = dir.display();
+    let run = |engine_options: EngineOptions, pairs: &[(String, String)], alone: bool| -> Vec<Vec<u64>> {
+        let engine = Engine::open(dir, &engine_options).unwrap();
+        let mut options = ScoreOptions { max_length: Some(96), ..ScoreOptions::default() };
+        choose(&engine, &mut options);
+        let score = |pairs: &[(String, String)]| -> Vec<Vec<u64>> {
+            let scores = engine.score(pairs, &options).unwrap();
+            let bits = |s: outcrop::Score| {
+                let layers = s.layer_scores.iter().map(|layer| layer.score.to_bits());
+                layers.chain([s.score.to_bits()]).collect()
             };
-            // Twice: the second time what was recorded is replayed.
-            let first = if alone { pairs.chunks(1).flat_map(score).collect() } else { score(pairs) };
-            let again = if alone { pairs.chunks(1).flat_map(score).collect() } else { score(pairs) };
-            assert_eq!(first, again, "{model}");
-            first
+            scores.into_iter().map(|score| bits(score.unwrap())).collect()
         };
-        let base = || EngineOptions { device: device.clone(), dtype: Dtype::F16, ..EngineOptions::default() };
-        let expected = run(base(), &pairs, false);
-        assert_eq!(run(base(), &pairs, true), expected, "{model}: alone");
-        let small = EngineOptions { batch_tokens: Some(150), ..base() };
-        assert_eq!(run(small, &pairs, false), expected, "{model}: in small batches");
-        let reversed: Vec<_> = pairs.iter().rev().cloned().collect();
-        let mut got = run(base(), &reversed, false);
-        got.reverse();
-        assert_eq!(got, expected, "{model}: in reverse");
-        let launched = EngineOptions { graphs: false, ..base() };
-        assert_eq!(run(launched, &pairs, false), expected, "{model}: without graphs");
-        // On the emulator launches never overlap.
-        if matches!(device, Device::Cuda(_)) {
-            for graphs in [true, false] {
-                let programmatic = EngineOptions { programmatic_launch: true, graphs, ..base() };
-                assert_eq!(run(programmatic, &pairs, false), expected, "{model}: with launches that overlap");
-            }
-        }
-        if is_deep {
-            let unshared = EngineOptions { prefix_sharing: false, ..base() };
-            assert_eq!(run(unshared, &pairs, false), expected, "{model}: without prefix sharing");
+        // Twice: the second time what was recorded is replayed.
+        let first = if alone { pairs.chunks(1).flat_map(score).collect() } else { score(pairs) };
+        let again = if alone { pairs.chunks(1).flat_map(score).collect() } else { score(pairs) };
+        assert_eq!(first, again, "{model}");
+        first
+    };
+    let expected = run(base.clone(), &pairs, false);
+    assert_eq!(run(base.clone(), &pairs, true), expected, "{model}: alone");
+    let small = EngineOptions { batch_tokens: Some(150), ..base.clone() };
+    assert_eq!(run(small, &pairs, false), expected, "{model}: in small batches");
+    let reversed: Vec<_> = pairs.iter().rev().cloned().collect();
+    let mut got = run(base.clone(), &reversed, false);
+    got.reverse();
+    assert_eq!(got, expected, "{model}: in reverse");
+    let launched = EngineOptions { graphs: false, ..base.clone() };
+    assert_eq!(run(launched, &pairs, false), expected, "{model}: without graphs");
+    // On the emulator launches never overlap.
+    if matches!(base.device, Device::Cuda(_)) {
+        for graphs in [true, false] {
+            let programmatic = EngineOptions { programmatic_launch: true, graphs, ..base.clone() };
+            assert_eq!(run(programmatic, &pairs, false), expected, "{model}: with launches that overlap");
         }
     }
+    if matches!(Engine::open(dir, base).unwrap().config(), Config::Decoder(_)) {
+        let unshared = EngineOptions { prefix_sharing: false, ..base.clone() };
+        assert_eq!(run(unshared, &pairs, false), expected, "{model}: without prefix sharing");
+    }
+    expected
 }
 
 /// Half the token budget as often as it takes, said once; the scores stay.

@@ -123,6 +123,7 @@ fn pair_case(dir: &Path, expected: &Value, case: &Value, constructor: &Value) ->
         pairs,
         options: ScoreOptions {
             max_length: count("max_length"),
+            truncate: true,
             query_max_length: count("query_max_length"),
             normalize: given.get("normalize").is_some_and(|x| x == true),
             query_instruction: string("query_instruction_for_rerank"),

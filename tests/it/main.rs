@@ -30,11 +30,17 @@ mod minilm;
 mod memory;
 // The CUDA side of every family, on the emulator or a GPU.
 mod devices;
+// The queue in front of an engine.
+mod queue;
+// RMSNorms folded into weights: a switch.
+mod folded_norms;
 // Where the time of calls goes.
 mod measure;
 // What NVIDIA's compilers make of the kernels.
 mod nvrtc;
 // The command line as a user runs it.
 mod cli;
+// The server as its clients see it.
+mod serve;
 // Ratchets on the source tree: sizes, dependencies, unsafe code, paths in documents.
 mod tidy;

@@ -112,6 +112,14 @@ pub enum Fused {
         head_dim: usize,
         columns: usize,
     },
+    /// With the rows and sums of squares for a deferred norm, and those that take them; on GPUs alone.
+    AddScaledDeferred,
+    GatedGeluTanhDeferred,
+    GatedSiluDeferred,
+    RopeDeferred {
+        head_dim: usize,
+        columns: usize,
+    },
 }
 
 impl Sequences {
@@ -146,7 +154,7 @@ impl Sequences {
 
 impl Fused {
     /// Names of all on the command line and in records; the rotation's shape is not in it.
-    pub const NAMES: [&'static str; 9] = [
+    pub const NAMES: [&'static str; 13] = [
         "none",
         "bias",
         "bias-gelu-erf",
@@ -156,6 +164,10 @@ impl Fused {
         "gated-gelu-erf",
         "gated-silu",
         "rope",
+        "add-scaled-deferred",
+        "gated-gelu-tanh-deferred",
+        "gated-silu-deferred",
+        "rope-deferred",
     ];
 
     /// The epilogue of this name; a rotation is of all `n` columns in heads of 64.
@@ -170,6 +182,10 @@ impl Fused {
             Self::GatedGeluErf,
             Self::GatedSilu,
             Self::Rope { head_dim: 64, columns: n },
+            Self::AddScaledDeferred,
+            Self::GatedGeluTanhDeferred,
+            Self::GatedSiluDeferred,
+            Self::RopeDeferred { head_dim: 64, columns: n },
         ];
         all.into_iter().find(|fused| fused.name() == name)
     }
@@ -186,16 +202,41 @@ impl Fused {
             Self::GatedGeluErf => 6,
             Self::GatedSilu => 7,
             Self::Rope { .. } => 8,
+            Self::AddScaledDeferred => 9,
+            Self::GatedGeluTanhDeferred => 10,
+            Self::GatedSiluDeferred => 11,
+            Self::RopeDeferred { .. } => 12,
         }]
     }
 
     /// Whether two rows of weights make an output.
     pub fn is_gated(self) -> bool {
         matches!(self, Self::GatedGeluTanh | Self::GatedGeluErf | Self::GatedSilu)
+            || matches!(self, Self::GatedGeluTanhDeferred | Self::GatedSiluDeferred)
+    }
+
+    /// Whether it adds to a residual stream.
+    pub(super) fn is_residual(self) -> bool {
+        matches!(self, Self::AddScaled | Self::AddScaledDeferred)
+    }
+
+    /// Whether a norm is deferred to this product.
+    pub(super) fn takes_deferred(self) -> bool {
+        matches!(self, Self::GatedGeluTanhDeferred | Self::GatedSiluDeferred | Self::RopeDeferred { .. })
+    }
+
+    /// Whether there is such an epilogue on the CPU.
+    fn is_on_cpu(self) -> bool {
+        self != Self::AddScaledDeferred && !self.takes_deferred()
     }
 }
 
 impl Call {
+    /// Whether the CPU has it.
+    pub fn is_on_cpu(self) -> bool {
+        !matches!(self, Self::Gemm { fused, .. } if !fused.is_on_cpu())
+    }
+
     /// The kernel's folder.
     pub fn kernel(self) -> &'static str {
         match self {
@@ -257,8 +298,13 @@ impl Call {
             Self::Gemm { m, n, k, fused } => {
                 let rows = if fused.is_gated() { 2 * n } else { n };
                 // A residual is f32, read and written.
-                let outputs = m * n * if fused == Fused::AddScaled { 8 } else { operand };
-                gemm::cost(m, rows, k, [operand, weight], outputs)
+                let outputs = m * n * if fused.is_residual() { 8 } else { operand };
+                let deferred = match fused {
+                    Fused::AddScaledDeferred => gemm::deferred_bytes(m, n, operand),
+                    _ if fused.takes_deferred() => 4 * m * gemm::squares_of(k),
+                    _ => 0,
+                };
+                gemm::cost(m, rows, k, [operand, weight], outputs + deferred)
             }
             Self::Attention { sequences, params } => {
                 let layout = Layout::new(sequences.segments(ScoredRow::First));

@@ -11,7 +11,7 @@ use crate::copy_block::{Block, copy_block};
 use crate::embed::embed;
 use crate::embed_layer_norm::{EmbeddingTables, embed_layer_norm};
 use crate::gather_rows::gather_rows;
-use crate::gemm::{Activation, Epilogue, Matrix, Part, gemm};
+use crate::gemm::{Activation, DeferredNorm, DeferredRows, Epilogue, Matrix, Part, gemm, squares_of};
 use crate::l2_normalize::l2_normalize;
 use crate::layout::{Bounds, Layout, LayoutBuffer, ScoredRow, Segments};
 use crate::pool::pool;
@@ -126,11 +126,11 @@ impl Bench<'_> {
         let part =
             |rows, rotary_head_dim| Part { weights: elements.slice(0, rows * k), rows, rotary_head_dim };
         let matrix = match fused {
-            Fused::Rope { head_dim, columns } if columns < n => {
+            Fused::Rope { head_dim, columns } | Fused::RopeDeferred { head_dim, columns } if columns < n => {
                 let parts = [part(columns, Some(head_dim)), part(n - columns, None)];
                 Matrix::pack(stream, &parts, k, element_type)?
             }
-            Fused::Rope { head_dim, .. } => {
+            Fused::Rope { head_dim, .. } | Fused::RopeDeferred { head_dim, .. } => {
                 Matrix::pack(stream, &[part(n, Some(head_dim))], k, element_type)?
             }
             _ if fused.is_gated() => Matrix::pack_gated(stream, elements, elements, n, k, element_type)?,
@@ -138,24 +138,38 @@ impl Bench<'_> {
         };
         let bias = Buffer::upload(stream, &noise.values(seed + 1, n, 1.0))?;
         let rope = match fused {
-            Fused::Rope { head_dim, .. } => {
+            Fused::Rope { head_dim, .. } | Fused::RopeDeferred { head_dim, .. } => {
                 let position_ids = maker.indices((0..m).map(|i| i % POSITIONS))?;
                 Some((RopeTable::new(stream, 10_000.0, head_dim, POSITIONS)?, position_ids))
             }
             _ => None,
         };
-        let role = if fused == Fused::AddScaled { Role::Full } else { Role::Operand };
-        maker.operands(1, [(role, m * n), (Role::Operand, m * k)], move |stream, [d, a]| {
+        // Rows of a root mean square of one.
+        let squares = if fused.takes_deferred() { m * squares_of(k) } else { 0 };
+        let squares = Buffer::upload(stream, &vec![(k as f32) / squares_of(k) as f32; squares])?;
+        let role = if fused.is_residual() { Role::Full } else { Role::Operand };
+        let (outputs, rows) = if fused == Fused::AddScaledDeferred { (3, m) } else { (1, 0) };
+        let deferred = [(Role::Operand, rows * n), (Role::Full, rows * squares_of(n))];
+        let wanted = [(role, m * n), deferred[0], deferred[1], (Role::Operand, m * k)];
+        maker.operands(outputs, wanted, move |stream, [d, rows, sums, a]| {
+            let norm = fused.takes_deferred().then_some(DeferredNorm { squares: &squares, eps: 1e-6 });
             let epilogue = match (fused, &rope) {
                 (Fused::Bias, _) => Epilogue::Bias(&bias),
                 (Fused::BiasGeluErf, _) => Epilogue::BiasGeluErf(&bias),
                 (Fused::BiasTanh, _) => Epilogue::BiasTanh(&bias),
-                (Fused::AddScaled, _) => Epilogue::AddScaled(1.0),
-                (Fused::GatedGeluTanh, _) => Epilogue::Gated(Activation::GeluTanh),
-                (Fused::GatedGeluErf, _) => Epilogue::Gated(Activation::GeluErf),
-                (Fused::GatedSilu, _) => Epilogue::Gated(Activation::Silu),
-                (Fused::Rope { .. }, Some((table, ids))) => Epilogue::Rope(table, ids.view(m.into())),
-                (Fused::None | Fused::Rope { .. }, _) => Epilogue::None,
+                (Fused::AddScaled, _) => Epilogue::AddScaled(1.0, None),
+                (Fused::AddScaledDeferred, _) => {
+                    Epilogue::AddScaled(1.0, Some(DeferredRows { rows, squares: sums }))
+                }
+                (Fused::GatedGeluTanh | Fused::GatedGeluTanhDeferred, _) => {
+                    Epilogue::Gated(Activation::GeluTanh, norm)
+                }
+                (Fused::GatedGeluErf, _) => Epilogue::Gated(Activation::GeluErf, None),
+                (Fused::GatedSilu | Fused::GatedSiluDeferred, _) => Epilogue::Gated(Activation::Silu, norm),
+                (Fused::Rope { .. } | Fused::RopeDeferred { .. }, Some((table, ids))) => {
+                    Epilogue::Rope(table, ids.view(m.into()), norm)
+                }
+                (Fused::None | Fused::Rope { .. } | Fused::RopeDeferred { .. }, _) => Epilogue::None,
             };
             gemm(stream, d, a, &matrix, 0..matrix.num_parts(), m.into(), epilogue)
         })

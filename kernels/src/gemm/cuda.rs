@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{Activation, Epilogue, Matrix, hopper};
+use super::{Activation, DeferredRows, Epilogue, Matrix, SQUARES_COLUMNS, hopper};
 use crate::device::cpp_name;
 use crate::operands::{OPERAND_TYPES, Operands};
 use crate::params::{DeviceSize, Instance, ParameterBlock, Source, narrow, parameter_block};
@@ -18,15 +18,21 @@ parameter_block! {
         scale: f32,
         head_dim: u32,
         rotary_columns: u32,
-        unused: u32,
+        eps: f32,
     }
 }
 
 static SOURCE: Source = Source {
     path: "gemm/gemm.cu",
     text: include_str!("gemm.cu"),
-    assertions: || GemmParams::assertions() + &TILES.map(Tile::assertions).concat(),
+    assertions: || assertions() + &TILES.map(Tile::assertions).concat(),
 };
+
+/// C++ assertions that epilogues.cuh means the same.
+pub(super) fn assertions() -> String {
+    let columns = format!("static_assert(SQUARES_COLUMNS == {SQUARES_COLUMNS}, \"squares\");\n");
+    GemmParams::assertions() + &columns
+}
 
 const KERNEL: &str = "gemm";
 
@@ -48,7 +54,7 @@ const TILE64: Tile =
 const TILES: [Tile; 2] = [TILE128, TILE64];
 
 /// The epilogues of epilogues.cuh.
-pub(super) const EPILOGUES: [&str; 9] = [
+pub(super) const EPILOGUES: [&str; 10] = [
     "None",
     "Bias",
     "BiasGeluErf",
@@ -57,6 +63,7 @@ pub(super) const EPILOGUES: [&str; 9] = [
     "GeluErfGated",
     "SiluGated",
     "AddResidual",
+    "AddResidualDeferred",
     "Rope",
 ];
 
@@ -107,16 +114,17 @@ pub(crate) fn instances() -> Vec<Instance> {
 }
 
 /// The epilogue's name in epilogues.cuh.
-fn name_of(epilogue: Epilogue<'_>) -> &'static str {
+fn name_of(epilogue: &Epilogue<'_>) -> &'static str {
     match epilogue {
         Epilogue::None => "None",
         Epilogue::Bias(_) => "Bias",
         Epilogue::BiasGeluErf(_) => "BiasGeluErf",
         Epilogue::BiasTanh(_) => "BiasTanh",
-        Epilogue::AddScaled(_) => "AddResidual",
-        Epilogue::Gated(Activation::GeluTanh) => "GeluTanhGated",
-        Epilogue::Gated(Activation::GeluErf) => "GeluErfGated",
-        Epilogue::Gated(Activation::Silu) => "SiluGated",
+        Epilogue::AddScaled(_, None) => "AddResidual",
+        Epilogue::AddScaled(_, Some(_)) => "AddResidualDeferred",
+        Epilogue::Gated(Activation::GeluTanh, _) => "GeluTanhGated",
+        Epilogue::Gated(Activation::GeluErf, _) => "GeluErfGated",
+        Epilogue::Gated(Activation::Silu, _) => "SiluGated",
         Epilogue::Rope(..) => "Rope",
     }
 }
@@ -145,17 +153,22 @@ pub(super) fn gemm(
         scale: 0.0,
         head_dim: 0,
         rotary_columns: 0,
-        unused: 0,
+        eps: 0.0,
     };
     // Null where the epilogue has no such operand.
-    let (mut bias, mut rope) = (0, [0; 3]);
-    match epilogue {
-        Epilogue::None | Epilogue::Gated(_) => {}
+    let (mut copy, mut squares, mut bias, mut rope) = (0, 0, 0, [0; 3]);
+    match &epilogue {
+        Epilogue::None | Epilogue::Gated(..) => {}
         Epilogue::Bias(values) | Epilogue::BiasGeluErf(values) | Epilogue::BiasTanh(values) => {
             bias = on.full("bias", values)? + 4 * first_row as u64;
         }
-        Epilogue::AddScaled(scale) => params.scale = scale,
-        Epilogue::Rope(table, position_ids) => {
+        Epilogue::AddScaled(scale, deferred) => {
+            params.scale = *scale;
+            if let Some(DeferredRows { rows, squares: sums }) = deferred {
+                (copy, squares) = (on.operand("rows", rows)?, on.full("squares", sums)?);
+            }
+        }
+        Epilogue::Rope(table, position_ids, _) => {
             let head_dim = table.head_dim();
             if !head_dim.is_power_of_two() {
                 let (parameter, expected) = ("table.head_dim", "a power of two");
@@ -166,17 +179,20 @@ pub(super) fn gemm(
             rope = [
                 on.full("cos", table.cos())?,
                 on.full("sin", table.sin())?,
-                on.indices("position_ids", position_ids)?,
+                on.indices("position_ids", *position_ids)?,
             ];
         }
     }
+    if let Epilogue::Gated(_, Some(norm)) | Epilogue::Rope(_, _, Some(norm)) = epilogue {
+        (squares, params.eps) = (on.full("squares", norm.squares)?, norm.eps);
+    }
     let d_address = match epilogue {
-        Epilogue::AddScaled(_) => on.full("d", d)?,
+        Epilogue::AddScaled(..) => on.full("d", d)?,
         _ => on.operand("d", d)?,
     };
     let a_address = on.operand("a", a)?;
     let b_address = weights.address_of(first_row * b.k());
-    let (device, epilogue) = (stream.device(), name_of(epilogue));
+    let (device, epilogue) = (stream.device(), name_of(&epilogue));
     if device.is_hopper() {
         let operands = hopper::Operands {
             d: d_address,
@@ -185,11 +201,11 @@ pub(super) fn gemm(
             a_rows: a.len() / b.k(),
             b: b_address,
         };
-        let rest = [bias, rope[0], rope[1], rope[2]];
+        let rest = [copy, squares, bias, rope[0], rope[1], rope[2]];
         return hopper::launch(device, stream.operand_type(), &operands, &rest, m, &params, epilogue);
     }
     let tile = Tile::choose(m.bound(), n, device.properties().num_sms);
-    let pointers = [d_address, a_address, b_address, bias, rope[0], rope[1], rope[2]];
+    let pointers = [d_address, copy, squares, a_address, b_address, bias, rope[0], rope[1], rope[2]];
     let items = tile.count(m.bound(), n);
     instance(stream.operand_type(), tile, epilogue).launch(device, items, &pointers, &params)
 }

@@ -4,7 +4,10 @@ use std::ops::Range;
 
 use half::{bf16, f16};
 
-use super::{Activation, Epilogue, Matrix, Part, gemm, instances};
+use super::{
+    Activation, DeferredNorm, DeferredRows, Epilogue, Matrix, Part, SQUARES_COLUMNS, gemm, instances,
+    squares_of,
+};
 use crate::params::narrow;
 use crate::rope::RopeTable;
 use crate::test_checks::{indices, size_on_device};
@@ -12,28 +15,32 @@ use crate::test_devices::{OPERAND_TYPES, device, is_hopper, under_schedules};
 use crate::testing::{erf, values};
 use crate::{Buffer, ElementType, Elements, Error, Role, Size, Stream};
 
-/// An [`Epilogue`] without its operands.
+/// An [`Epilogue`] without its operands, and whether it has those of a deferred norm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     None,
     Bias,
     BiasGeluErf,
     BiasTanh,
-    AddScaled,
-    Gated(Activation),
-    Rope,
+    AddScaled(bool),
+    Gated(Activation, bool),
+    Rope(bool),
 }
 
-pub(super) const KINDS: [Kind; 9] = [
+pub(super) const KINDS: [Kind; 13] = [
     Kind::None,
     Kind::Bias,
     Kind::BiasGeluErf,
     Kind::BiasTanh,
-    Kind::AddScaled,
-    Kind::Gated(Activation::GeluTanh),
-    Kind::Gated(Activation::GeluErf),
-    Kind::Gated(Activation::Silu),
-    Kind::Rope,
+    Kind::AddScaled(false),
+    Kind::AddScaled(true),
+    Kind::Gated(Activation::GeluTanh, false),
+    Kind::Gated(Activation::GeluTanh, true),
+    Kind::Gated(Activation::GeluErf, false),
+    Kind::Gated(Activation::Silu, false),
+    Kind::Gated(Activation::Silu, true),
+    Kind::Rope(false),
+    Kind::Rope(true),
 ];
 
 /// m, n, k.
@@ -49,6 +56,8 @@ const LARGE_BOUND: usize = 1 << 20;
 /// Of [`Kind::AddScaled`]: MiniCPM's, for 40 layers.
 const SCALE: f32 = 0.221_359_44;
 const NUM_POSITIONS: usize = 50;
+/// Of a deferred norm: enough to be seen beside the mean of squares.
+const EPS: f32 = 0.05;
 /// Rows of another part of the matrix, before those that the product takes.
 const OTHER_ROWS: usize = 8;
 
@@ -62,6 +71,8 @@ pub(super) struct Problem {
     b: Matrix,
     bias: Buffer,
     residual: Vec<f32>,
+    /// Of the rows of `a`, for a deferred norm: other rows' are other multiples, so that none is taken for another's.
+    squares: Vec<f32>,
     rope: RopeTable,
     position_ids: Vec<u32>,
     expected: Vec<f64>,
@@ -123,10 +134,10 @@ impl Problem {
             rotary_head_dim,
         };
         let b = match kind {
-            Kind::Gated(_) => {
+            Kind::Gated(..) => {
                 Matrix::pack_gated(stream, Elements::F32(&first), Elements::F32(&second), n, k, None)?
             }
-            Kind::Rope => {
+            Kind::Rope(_) => {
                 let (heads, rest) = first.split_at(rotary * k);
                 let parts = [part(heads, Some(head_dim)), part(rest, None)];
                 Matrix::pack(stream, if rest.is_empty() { &parts[..1] } else { &parts }, k, None)?
@@ -141,7 +152,14 @@ impl Problem {
         let position_ids = (0..narrow(m)).map(|i| i * 7 % narrow(NUM_POSITIONS)).collect();
         let (expected, bound) = (Vec::new(), Vec::new());
         let residual = values(5, m * n);
-        let mut problem = Self { kind, k, n, a, b, bias, residual, rope, position_ids, expected, bound };
+        let row_squares = |(row, a): (usize, &[f32])| {
+            let factor = (1 + row % 3) as f32;
+            let sums = a.chunks(SQUARES_COLUMNS).map(|a| factor * a.iter().map(|x| x * x).sum::<f32>());
+            sums.collect::<Vec<_>>()
+        };
+        let squares = a.chunks(k).enumerate().flat_map(row_squares).collect();
+        let mut problem =
+            Self { kind, k, n, a, b, bias, residual, squares, rope, position_ids, expected, bound };
         problem.expect(stream, &rounded(stream, &first), &rounded(stream, &second))?;
         Ok(problem)
     }
@@ -151,10 +169,28 @@ impl Problem {
         self.a.len() / self.k
     }
 
+    /// Columns of what a run gives: those of `d`, and behind them where a norm is deferred the copy's and its sums of squares.
+    pub(super) fn width(&self) -> usize {
+        match self.kind {
+            Kind::AddScaled(true) => 2 * self.n + squares_of(self.n),
+            _ => self.n,
+        }
+    }
+
     /// Computes what is to come out, and how far off it may be.
     fn expect(&mut self, stream: &Stream, first: &[f32], second: &[f32]) -> Result<(), Error> {
         let (n, k) = (self.n, self.k);
         let a = rounded(stream, &self.a);
+        let is_divided = matches!(self.kind, Kind::Gated(_, true) | Kind::Rope(true));
+        let squares = &self.squares;
+        // What a deferred norm multiplies the sums of a row by.
+        let factor = |row: usize| match is_divided {
+            true => {
+                let squares = squares[row * squares_of(k)..][..squares_of(k)].iter().map(|x| f64::from(*x));
+                (squares.sum::<f64>() / k as f64 + f64::from(EPS)).sqrt().recip()
+            }
+            false => 1.0,
+        };
         // A sum, and how far the kernel's may be off.
         let sum = |weights: &[f32], row: usize, column: usize| {
             let pairs = a[row * k..][..k].iter().zip(&weights[column * k..][..k]);
@@ -162,7 +198,9 @@ impl Problem {
                 let product = f64::from(*a) * f64::from(*b);
                 (sum + product, magnitude + product.abs())
             });
-            (sum, (k as f64 + 2.0) * 2f64.powi(-23) * magnitude)
+            let (sum, error) =
+                (factor(row) * sum, factor(row) * (k as f64 + 2.0) * 2f64.powi(-23) * magnitude);
+            (sum, if is_divided { error + 2f64.powi(-20) * sum.abs() } else { error })
         };
         let bias = self.bias.read(OTHER_ROWS + n)?;
         let (head_dim, rotary) = rotary_columns(n);
@@ -187,18 +225,18 @@ impl Problem {
                         let (x, error) = biased();
                         (x.tanh(), error + 4e-7)
                     }
-                    Kind::AddScaled => {
+                    Kind::AddScaled(_) => {
                         let (x, error) = sum(first, row, column);
                         let x = f64::from(self.residual[row * n + column]) + f64::from(SCALE) * x;
                         (x, f64::from(SCALE) * error)
                     }
-                    Kind::Gated(activation) => {
+                    Kind::Gated(activation, _) => {
                         let (gate, gate_error) = activated(activation, sum(first, row, column));
                         let (up, up_error) = sum(second, row, column);
                         let error = gate_error * (up.abs() + up_error) + gate.abs() * up_error;
                         (gate * up, error + f32_ulp * (gate * up).abs())
                     }
-                    Kind::Rope if column < rotary => {
+                    Kind::Rope(_) if column < rotary => {
                         // The two elements of a pair have become neighbours.
                         let (head, pair) = (column / head_dim * head_dim, column % head_dim / 2);
                         let (low, low_error) = sum(first, row, head + pair);
@@ -211,19 +249,41 @@ impl Problem {
                         };
                         (x, low_error + high_error + f32_ulp * (product.abs() + x.abs()))
                     }
-                    Kind::Rope => sum(first, row, column),
+                    Kind::Rope(_) => sum(first, row, column),
                 };
-                let stored =
-                    if self.kind == Kind::AddScaled { ElementType::F32 } else { operand_type(stream) };
+                let stored = match self.kind {
+                    Kind::AddScaled(_) => ElementType::F32,
+                    _ => operand_type(stream),
+                };
                 let (relative, absolute) = half_ulp(stored);
                 self.expected.push(value);
                 self.bound.push(error + relative * (value.abs() + error) + absolute);
             }
         }
+        if self.kind == Kind::AddScaled(true) {
+            self.expect_deferred(half_ulp(operand_type(stream)));
+        }
         Ok(())
     }
 
-    /// `d` for some rows of `a` alone, and for as many behind them as nothing may be written to.
+    /// Behind every row of `d` its copy and its sums of squares.
+    fn expect_deferred(&mut self, (relative, absolute): (f64, f64)) {
+        let (values, errors) = (std::mem::take(&mut self.expected), std::mem::take(&mut self.bound));
+        for (row, errors) in values.chunks(self.n).zip(errors.chunks(self.n)) {
+            self.expected.extend([row, row].concat());
+            self.bound.extend(errors);
+            let of_copy = |(x, error): (&f64, &f64)| error + relative * (x.abs() + error) + absolute;
+            self.bound.extend(row.iter().zip(errors).map(of_copy));
+            for (row, errors) in row.chunks(SQUARES_COLUMNS).zip(errors.chunks(SQUARES_COLUMNS)) {
+                let sum: f64 = row.iter().map(|x| x * x).sum();
+                let error: f64 = row.iter().zip(errors).map(|(x, e)| (2.0 * x.abs() + e) * e).sum();
+                self.expected.push(sum);
+                self.bound.push(error + 16.0 * 2f64.powi(-24) * (sum + error));
+            }
+        }
+    }
+
+    /// `d` for some rows of `a` alone, and for as many behind them as nothing may be written to; rows of [`Problem::width`].
     pub(super) fn run(
         &self,
         stream: &Stream,
@@ -232,37 +292,57 @@ impl Problem {
         guard_rows: usize,
     ) -> Result<Vec<f32>, Error> {
         let (n, k) = (self.n, self.k);
-        let d_role = if self.kind == Kind::AddScaled { Role::Full } else { Role::Operand };
+        let is_residual = matches!(self.kind, Kind::AddScaled(_));
+        let d_role = if is_residual { Role::Full } else { Role::Operand };
+        let num_rows = rows.len() + guard_rows;
         // Each in memory of its own, where a sanitizer sees its end.
         let [mut a] = Buffer::allocate(stream, [(Role::Operand, rows.len() * k)])?;
-        let [mut d] = Buffer::allocate(stream, [(d_role, (rows.len() + guard_rows) * n)])?;
+        let [mut d] = Buffer::allocate(stream, [(d_role, num_rows * n)])?;
+        let [mut copy] = Buffer::allocate(stream, [(Role::Operand, num_rows * n)])?;
+        let [mut sums] = Buffer::allocate(stream, [(Role::Full, num_rows * squares_of(n))])?;
+        let squares =
+            Buffer::upload(stream, &self.squares[rows.start * squares_of(k)..rows.end * squares_of(k)])?;
         a.write(&self.a[rows.start * k..rows.end * k])?;
-        d.write(&vec![f32::NAN; d.len()])?;
-        if self.kind == Kind::AddScaled {
+        for out in [&mut d, &mut copy, &mut sums] {
+            out.write(&vec![f32::NAN; out.len()])?;
+        }
+        if is_residual {
             d.write(&self.residual[rows.start * n..rows.end * n])?;
         }
         let position_ids = indices(stream, &self.position_ids[rows])?;
+        let norm = |is_deferred: bool| is_deferred.then_some(DeferredNorm { squares: &squares, eps: EPS });
         let epilogue = match self.kind {
             Kind::None => Epilogue::None,
             Kind::Bias => Epilogue::Bias(&self.bias),
             Kind::BiasGeluErf => Epilogue::BiasGeluErf(&self.bias),
             Kind::BiasTanh => Epilogue::BiasTanh(&self.bias),
-            Kind::AddScaled => Epilogue::AddScaled(SCALE),
-            Kind::Gated(activation) => Epilogue::Gated(activation),
-            Kind::Rope => Epilogue::Rope(&self.rope, position_ids.view(m)),
+            Kind::AddScaled(false) => Epilogue::AddScaled(SCALE, None),
+            Kind::AddScaled(true) => {
+                Epilogue::AddScaled(SCALE, Some(DeferredRows { rows: &mut copy, squares: &mut sums }))
+            }
+            Kind::Gated(activation, is_deferred) => Epilogue::Gated(activation, norm(is_deferred)),
+            Kind::Rope(is_deferred) => Epilogue::Rope(&self.rope, position_ids.view(m), norm(is_deferred)),
         };
         let parts = match self.kind {
-            Kind::Gated(_) | Kind::Rope => 0..self.b.num_parts(),
+            Kind::Gated(..) | Kind::Rope(_) => 0..self.b.num_parts(),
             _ => 1..2,
         };
         gemm(stream, &mut d, &a, &self.b, parts, m, epilogue)?;
-        d.read(d.len())
+        if self.kind != Kind::AddScaled(true) {
+            return d.read(d.len());
+        }
+        let (d, copy, sums) = (d.read(d.len())?, copy.read(copy.len())?, sums.read(sums.len())?);
+        let row =
+            |i| [&d[i * n..][..n], &copy[i * n..][..n], &sums[i * squares_of(n)..][..squares_of(n)]].concat();
+        Ok((0..num_rows).flat_map(row).collect())
     }
 
     /// What is wrong with `d`, if anything.
     pub(super) fn compare(&self, d: &[f32]) -> Result<(), String> {
-        let at =
-            |i: usize| format!("{:?}, row {} of {}, column {}", self.kind, i / self.n, self.m(), i % self.n);
+        let at = |i: usize| {
+            let (row, column) = (i / self.width(), i % self.width());
+            format!("{:?}, row {row} of {}, column {column}", self.kind, self.m())
+        };
         for (i, (expected, bound)) in self.expected.iter().zip(&self.bound).enumerate() {
             let error = (f64::from(d[i]) - expected).abs();
             if error.is_nan() || error > *bound {
@@ -284,8 +364,8 @@ pub(super) fn bits(values: &[f32]) -> Vec<u32> {
 /// and the same.
 pub(super) fn check_product(stream: &Stream, kind: Kind, shape: Shape) -> Result<(), String> {
     let text = |error: Error| format!("{kind:?} {shape:?}: {error}");
-    let (rows, elements) = (shape.0, shape.0 * shape.1);
     let problem = Problem::new(stream, kind, shape).map_err(text)?;
+    let (rows, elements) = (shape.0, shape.0 * problem.width());
     // What is written behind the last row shows in the rows there; without them a sanitizer sees any access.
     let by_value = problem.run(stream, 0..rows, rows.into(), 3).map_err(text)?;
     problem.compare(&by_value)?;
@@ -339,7 +419,9 @@ fn larger_products_match_f64() {
         let Some(stream) = device(operand_type) else { return };
         check(&stream).unwrap();
         for shape in LARGE {
-            for kind in [Kind::None, Kind::AddScaled, Kind::Gated(Activation::Silu), Kind::Rope] {
+            for kind in
+                [Kind::None, Kind::AddScaled(true), Kind::Gated(Activation::Silu, true), Kind::Rope(true)]
+            {
                 check_product(&stream, kind, shape).unwrap();
             }
         }
@@ -352,10 +434,10 @@ fn a_row_alone_has_the_bits_it_has_in_a_batch() {
         let Some(stream) = device(operand_type) else { return };
         for kind in KINDS {
             let problem = Problem::new(&stream, kind, (150, 136, 232)).unwrap();
-            let batch = problem.run(&stream, 0..150, 150.into(), 0).unwrap();
+            let (batch, width) = (problem.run(&stream, 0..150, 150.into(), 0).unwrap(), problem.width());
             for row in [0, 77, 149] {
                 let alone = problem.run(&stream, row..row + 1, 1.into(), 0).unwrap();
-                assert_eq!(bits(&alone), bits(&batch[row * 136..][..136]), "{kind:?}, row {row}");
+                assert_eq!(bits(&alone), bits(&batch[row * width..][..width]), "{kind:?}, row {row}");
             }
         }
     }
@@ -394,7 +476,7 @@ fn parts_give_the_columns_they_have_in_the_whole() {
             Buffer::allocate(&stream, [(Role::Operand, m * k), (Role::Operand, m * 120)]).unwrap();
         a.write(&values(1, m * k)).unwrap();
         let mut product = |parts: Range<usize>| {
-            let epilogue = Epilogue::Rope(&table, position_ids.view(m.into()));
+            let epilogue = Epilogue::Rope(&table, position_ids.view(m.into()), None);
             gemm(&stream, &mut d, &a, &matrix, parts.clone(), m.into(), epilogue).unwrap();
             d.read(m * matrix.outputs_of(parts)).unwrap()
         };
@@ -427,14 +509,14 @@ fn what_the_kernel_is_not_written_for_is_refused() {
     let Some(stream) = device(ElementType::BF16) else { return };
     let operand = Role::Operand;
     assert_eq!(refused(&stream, operand, 12, Epilogue::None), "n");
-    assert_eq!(refused(&stream, operand, 8, Epilogue::AddScaled(1.0)), "d");
+    assert_eq!(refused(&stream, operand, 8, Epilogue::AddScaled(1.0, None)), "d");
     assert_eq!(refused(&stream, Role::Full, 8, Epilogue::None), "d");
     let [bias] = Buffer::allocate(&stream, [(operand, 8)]).unwrap();
     assert_eq!(refused(&stream, operand, 8, Epilogue::Bias(&bias)), "bias");
     let table = RopeTable::new(&stream, 10_000.0, 24, 1).unwrap();
     let position_ids = indices(&stream, &[0]).unwrap();
     assert_eq!(
-        refused(&stream, operand, 24, Epilogue::Rope(&table, position_ids.view(1.into()))),
+        refused(&stream, operand, 24, Epilogue::Rope(&table, position_ids.view(1.into()), None)),
         "table.head_dim"
     );
 }

@@ -69,23 +69,6 @@ DEV void copy_step(u32 smem, const T* source, u32 first_row, u32 num_rows, u32 f
 // A warp's accumulators acc[i][j][2 h + e] are row `row + 16 i + 8 h`, column `col + 8 j + 2 quad + e` of d, where `row` counts in
 // lane / 4 and `quad` is lane % 4. What lies beyond m and n is computed like the rest and not stored.
 
-// Transposes the 4 x 4 words that the four lanes of a quad hold: word i of lane q becomes word q of lane i. So a lane can store 16 bytes
-// of one row where the words as they lie would be four stores of half sectors. It costs four shuffles; a detour through shared memory
-// would cost barriers and hold back the next tile's copies.
-DEV void transpose_quad(u32 (&v)[4], u32 quad) {
-  const bool odd = quad & 1, high = quad & 2;
-#pragma unroll
-  for (u32 i = 0; i < 4; i += 2) {
-    const u32 other = shfl_xor(odd ? v[i] : v[i + 1], 1);
-    if (odd) v[i] = other; else v[i + 1] = other;
-  }
-#pragma unroll
-  for (u32 i = 0; i < 2; ++i) {
-    const u32 other = shfl_xor(high ? v[i] : v[i + 2], 2);
-    if (high) v[i] = other; else v[i + 2] = other;
-  }
-}
-
 template <class T, class Epilogue, u32 I>
 DEV void store_elementwise(T* d, float (&acc)[I][4][4], u32 row, u32 col, u32 quad, u32 m, const Operands& operands, const GemmParams& p) {
 #pragma unroll
@@ -126,13 +109,27 @@ DEV void store_gated(T* d, const float (&acc)[I][4][4], u32 row, u32 col, u32 qu
   }
 }
 
+// Divides sums by the root mean squares of their rows of a.
+template <u32 I> DEV void divide_rows(float (&acc)[I][4][4], const float* squares, u32 row, u32 quad, u32 m, const GemmParams& p) {
+#pragma unroll
+  for (u32 i = 0; i < I; ++i) {
+    float inverse[2];
+    inverse_rms(inverse, squares, row + i * 16, quad, m, p);
+#pragma unroll
+    for (u32 j = 0; j < 4; ++j) {
+      for (u32 e = 0; e < 4; ++e) acc[i][j][e] *= inverse[e / 2];
+    }
+  }
+}
+
 // ---- the kernel
 
-// The epilogue's operands are restrict, so that their loads may move up past the stores to d. An epilogue's unused ones are null.
+// `squares` are those of the rows of a where their norm is deferred, and those of `copy` where the epilogue defers one. The epilogue's
+// operands are restrict, so that their loads may move up past the stores to d. An epilogue's unused ones are null.
 template <class T, class Tile, class Epilogue>
 KERNEL_MIN_BLOCKS(THREADS<Tile>, Tile::MIN_BLOCKS)
-gemm(void* d, const T* a, const T* b, const float* __restrict__ bias, const float* __restrict__ cos, const float* __restrict__ sin,
-     const u32* __restrict__ position_ids, GemmParams p) {
+gemm(void* d, T* copy, float* squares, const T* a, const T* b, const float* __restrict__ bias, const float* __restrict__ cos,
+     const float* __restrict__ sin, const u32* __restrict__ position_ids, GemmParams p) {
   wait_for_previous_kernel();
   let_next_kernel_start();
   constexpr u32 WARP_M = Tile::BLOCK_M / Tile::WARPS_M, WARP_N = Tile::BLOCK_N / Tile::WARPS_N;
@@ -202,13 +199,18 @@ gemm(void* d, const T* a, const T* b, const float* __restrict__ bias, const floa
     // Epilogue.
     const Origin origin = origin_of<Tile>(tile, tiles_m, tiles_n);
     const u32 row = origin.row + warp_row + lane / 4, col = origin.col + warp_col, quad = lane % 4;
+    if constexpr (Epilogue::TAKES_DEFERRED) {
+      if (squares) divide_rows(acc, squares, row, quad, m, p);
+    }
     if constexpr (Epilogue::FORM == Form::ELEMENTWISE) {
       store_elementwise<T, Epilogue>((T*)d, acc, row, col, quad, m, {bias, cos, sin, position_ids}, p);
     } else if constexpr (Epilogue::FORM == Form::GATED) {
       store_gated<T, Epilogue>((T*)d, acc, row, col, quad, m, p);
     } else {
 #pragma unroll
-      for (u32 i = 0; i < WARP_M / 16; ++i) add_residual((float*)d, acc[i], row + i * 16, col, quad, m, p);
+      for (u32 i = 0; i < WARP_M / 16; ++i) {
+        add_residual<T, Epilogue>((float*)d, copy, squares, acc[i], row + i * 16, col, quad, m, p);
+      }
     }
   }
 }

@@ -138,8 +138,9 @@ template <class Tile> DEV void pass_turn(u32 consumer) {
   }
 }
 
-// acc = the products of a tile, from this consumer's rows of each stage on.
-template <class T, class Tile> DEV void multiply(float (&acc)[Tile::BLOCK_N / 2], Ring<Tile>& ring, u32 consumer, u32 num_steps) {
+// acc = the products of a tile, from this consumer's rows of each stage on. `meanwhile` runs under the last of them.
+template <class T, class Tile, class F>
+DEV void multiply(float (&acc)[Tile::BLOCK_N / 2], Ring<Tile>& ring, u32 consumer, u32 num_steps, F meanwhile) {
   const u32 rows = ALTERNATES<Tile> ? 0 : consumer * 64;
   Ring<Tile> before = ring;
   for (u32 step = 0; step < num_steps; ++step) {
@@ -156,6 +157,7 @@ template <class T, class Tile> DEV void multiply(float (&acc)[Tile::BLOCK_N / 2]
     ring.advance(1);
   }
   pass_turn<Tile>(consumer);
+  meanwhile();
   wgmma_wait<0>();
   release(before);
 }
@@ -224,20 +226,21 @@ DEV void store(T* d, const TensorMap* map_d, float (&acc)[Tile::BLOCK_N / 2], u3
   }
 }
 
-template <class Tile> DEV void add_residual(float* d, const float (&acc)[Tile::BLOCK_N / 2], Origin origin, u32 m, const GemmParams& p) {
+template <class T, class Tile, class Epilogue>
+DEV void add_residual(float* d, T* copy, float* squares, const float (&acc)[Tile::BLOCK_N / 2], Origin origin, u32 m, const GemmParams& p) {
   const u32 lane = threadIdx.x % 32, warp = threadIdx.x % 128 / 32;
 #pragma unroll
   for (u32 col = 0; col < Tile::BLOCK_N; col += 32) {
     float x[4][4];
 #pragma unroll
     for (u32 i = 0; i < 16; ++i) x[i / 4][i % 4] = acc[col / 2 + i];
-    add_residual(d, x, origin.row + warp * 16 + lane / 4, origin.col + col, lane % 4, m, p);
+    add_residual<T, Epilogue>(d, copy, squares, x, origin.row + warp * 16 + lane / 4, origin.col + col, lane % 4, m, p);
   }
 }
 
 template <class T, class Tile, class Epilogue>
-DEV void consume(void* d, const TensorMap* map_d, const Tiles<Tile>& tiles, u32 num_steps, u32 consumer, u32 m, const Operands& operands,
-                 const GemmParams& p) {
+DEV void consume(void* d, T* copy, float* squares, const TensorMap* map_d, const Tiles<Tile>& tiles, u32 num_steps, u32 consumer, u32 m,
+                 const Operands& operands, const GemmParams& p) {
   Ring<Tile> ring;
   u32 box = 0, turn = 0;
   for (u32 tile = tiles.first; tile < tiles.end; tile += tiles.count, ++turn) {
@@ -253,12 +256,23 @@ DEV void consume(void* d, const TensorMap* map_d, const Tiles<Tile>& tiles, u32 
         for (u32 col = 0; col < Tile::BLOCK_N; col += BOX_COLUMNS) tma_prefetch(map_d, origin.col + col, origin.row);
       }
     }
-    float acc[Tile::BLOCK_N / 2];
+    float acc[Tile::BLOCK_N / 2], inverse[2];
     wait_for_turn<Tile>(consumer, turn / Tile::CONSUMERS);
-    multiply<T>(acc, ring, consumer, num_steps);
+    multiply<T>(acc, ring, consumer, num_steps, [&] {
+      if constexpr (Epilogue::TAKES_DEFERRED) {
+        const u32 lane = threadIdx.x % 32, warp = threadIdx.x % 128 / 32;
+        if (squares) inverse_rms(inverse, squares, origin.row + warp * 16 + lane / 4, lane % 4, m, p);
+      }
+    });
     if (origin.row >= m) continue;
+    if constexpr (Epilogue::TAKES_DEFERRED) {
+      if (squares) {
+#pragma unroll
+        for (u32 i = 0; i < Tile::BLOCK_N / 2; ++i) acc[i] *= inverse[i / 2 % 2];
+      }
+    }
     if constexpr (Epilogue::FORM == Form::RESIDUAL) {
-      add_residual<Tile>((float*)d, acc, origin, m, p);
+      add_residual<T, Tile, Epilogue>((float*)d, copy, squares, acc, origin, m, p);
     } else {
       store<T, Tile, Epilogue>((T*)d, map_d, acc, box, consumer, origin, m, operands, p);
     }
@@ -274,12 +288,13 @@ constexpr u32 PREFETCHED_STEPS = 16;
 constexpr u32 PRODUCER_REGISTERS = 40, CONSUMER_REGISTERS = 232;
 
 // Boxes of the maps: of a BLOCK_M rows and of b BLOCK_N / CLUSTER, both BLOCK_K columns; of d BOX_ROWS x BOX_COLUMNS. Rows of 128 bytes
-// are swizzled, those of an f32 d are not. The epilogue's operands are restrict, so that their loads may move up past the stores to d. An
-// epilogue's unused ones are null.
+// are swizzled, those of an f32 d are not. `squares` are those of the rows of a where their norm is deferred, and those of `copy` where the
+// epilogue defers one. The epilogue's operands are restrict, so that their loads may move up past the stores to d. An epilogue's unused
+// ones are null.
 template <class T, class Tile, class Epilogue>
 KERNEL_CLUSTER(THREADS<Tile>, Tile::CLUSTER)
-gemm_hopper(TENSOR_MAP map_d, TENSOR_MAP map_a, TENSOR_MAP map_b, void* d, const float* __restrict__ bias, const float* __restrict__ cos,
-            const float* __restrict__ sin, const u32* __restrict__ position_ids, GemmParams p) {
+gemm_hopper(TENSOR_MAP map_d, TENSOR_MAP map_a, TENSOR_MAP map_b, void* d, T* copy, float* squares, const float* __restrict__ bias,
+            const float* __restrict__ cos, const float* __restrict__ sin, const u32* __restrict__ position_ids, GemmParams p) {
   const u32 num_steps = ceil_div(p.k, BLOCK_K), warpgroup = threadIdx.x / 128;
 
   if (threadIdx.x == 0) {
@@ -310,7 +325,7 @@ gemm_hopper(TENSOR_MAP map_d, TENSOR_MAP map_a, TENSOR_MAP map_b, void* d, const
     sync_warp();
   } else {
     if constexpr (Tile::CONSUMERS > 1) take_registers<CONSUMER_REGISTERS>();
-    consume<T, Tile, Epilogue>(d, &map_d, tiles, num_steps, warpgroup - 1, m, {bias, cos, sin, position_ids}, p);
+    consume<T, Tile, Epilogue>(d, copy, squares, &map_d, tiles, num_steps, warpgroup - 1, m, {bias, cos, sin, position_ids}, p);
     sync_warp();
   }
   // No block leaves while another may still reach into it.

@@ -1,16 +1,16 @@
 //! Launch of gemm_hopper.cu, and the choice of its tile.
 
-use super::cuda::{EPILOGUES, GemmParams};
+use super::cuda::{EPILOGUES, GemmParams, assertions};
 use crate::device::{Device, cpp_name};
 use crate::driver::{SWIZZLED_COLUMNS, TensorMap};
 use crate::operands::OPERAND_TYPES;
-use crate::params::{Instance, ParameterBlock, Source};
+use crate::params::{Instance, Source};
 use crate::{ElementType, Error, Size};
 
 static SOURCE: Source = Source {
     path: "gemm/gemm_hopper.cu",
     text: include_str!("gemm_hopper.cu"),
-    assertions: || GemmParams::assertions() + &TILES.map(Tile::assertions).concat(),
+    assertions: || assertions() + &TILES.map(Tile::assertions).concat(),
 };
 
 /// Columns of k in a stage.
@@ -134,6 +134,7 @@ fn epilogue_cycles(epilogue: &str) -> f64 {
         "BiasGeluErf" => 28.0,
         "BiasTanh" => 20.0,
         "AddResidual" => 40.0,
+        "AddResidualDeferred" => 50.0,
         // Rope and the gated ones.
         _ => 12.0,
     }
@@ -224,7 +225,7 @@ pub(super) fn launch(
         is_swizzled: true,
     };
     // The residual stream is f32, of which a box is only ever prefetched.
-    let is_residual = epilogue == "AddResidual";
+    let is_residual = epilogue.starts_with("AddResidual");
     let outputs = if is_gated(epilogue) { n / 2 } else { n };
     let d = TensorMap {
         columns: outputs,

@@ -2,10 +2,10 @@ use std::ops::Range;
 
 use half::{bf16, f16};
 
-use super::{Activation, Epilogue, Matrix, Part, gemm};
+use super::{Activation, DeferredNorm, DeferredRows, Epilogue, Matrix, Part, gemm};
 use crate::rope::RopeTable;
 use crate::testing::{assert_close, assert_same_bits, buffer, erf, of, rotate_exactly, values, zeros};
-use crate::{ElementType, Elements, Error, Stream};
+use crate::{Buffer, ElementType, Elements, Error, Stream};
 
 /// A part without heads to rotate.
 fn plain(weights: Elements<'_>, rows: usize) -> Part<'_> {
@@ -82,10 +82,11 @@ fn bias_epilogues_match_f64_for_any_parts() {
     let matrix = Matrix::pack(&stream, &parts_of(&b, k, rows), k, None).unwrap();
     let (product, magnitude) = reference(a.host().unwrap(), &b, m, n, k);
     let gelu = |x: f64| 0.5 * x * (1.0 + erf(x / std::f64::consts::SQRT_2));
-    let cases: [(_, Epilogue<'_>, &dyn Fn(f64) -> f64); 3] = [
-        ("bias", Epilogue::Bias(&bias), &|x| x),
-        ("gelu", Epilogue::BiasGeluErf(&bias), &gelu),
-        ("tanh", Epilogue::BiasTanh(&bias), &f64::tanh),
+    type OfBias = fn(&Buffer) -> Epilogue<'_>;
+    let cases: [(_, OfBias, &dyn Fn(f64) -> f64); 3] = [
+        ("bias", |bias| Epilogue::Bias(bias), &|x| x),
+        ("gelu", |bias| Epilogue::BiasGeluErf(bias), &gelu),
+        ("tanh", |bias| Epilogue::BiasTanh(bias), &f64::tanh),
     ];
     for (name, epilogue, function) in cases {
         let exact = |i: usize| function(product[i] + f64::from(bias.host().unwrap()[i % n]));
@@ -96,7 +97,7 @@ fn bias_epilogues_match_f64_for_any_parts() {
         let bounds: Vec<f64> = bounds.collect();
         for (parts, part_columns) in [(0..3, 0..n), (0..1, 0..400), (1..3, 400..n), (2..3, 416..n)] {
             let mut d = zeros(m * part_columns.len());
-            gemm(&stream, &mut d, &a, &matrix, parts.clone(), m.into(), epilogue).unwrap();
+            gemm(&stream, &mut d, &a, &matrix, parts.clone(), m.into(), epilogue(&bias)).unwrap();
             let expected = columns(&expected, n, part_columns.clone());
             let bounds = columns(&bounds, n, part_columns);
             assert_close(&format!("{name}, parts {parts:?}"), d.host().unwrap(), &expected, |i| bounds[i]);
@@ -112,7 +113,7 @@ fn a_scaled_product_onto_what_was_there_matches_f64() {
         let (a, b, before) = (buffer(1, m * k), values(2, n * k), values(3, m * n));
         let matrix = Matrix::pack(&stream, &[plain(Elements::F32(&b), n)], k, None).unwrap();
         let mut d = of(&before);
-        gemm(&stream, &mut d, &a, &matrix, 0..1, m.into(), Epilogue::AddScaled(scale)).unwrap();
+        gemm(&stream, &mut d, &a, &matrix, 0..1, m.into(), Epilogue::AddScaled(scale, None)).unwrap();
         let (product, magnitude) = reference(a.host().unwrap(), &b, m, n, k);
         let scale = f64::from(scale);
         let expected: Vec<f64> = before.iter().zip(product).map(|(d, x)| f64::from(*d) + scale * x).collect();
@@ -139,7 +140,7 @@ fn adding_is_one_fused_step_on_the_bits_of_the_product_in_any_batch_and_with_any
         });
         for m in [1300, 1, 2, 33, 64, 511, 512, 513] {
             let (mut d, a) = (of(&before), of(&a[..m * k]));
-            gemm(&stream, &mut d, &a, &matrix, 0..1, m.into(), Epilogue::AddScaled(scale)).unwrap();
+            gemm(&stream, &mut d, &a, &matrix, 0..1, m.into(), Epilogue::AddScaled(scale, None)).unwrap();
             let (written, rest) = d.host().unwrap().split_at(m * n);
             assert_same_bits(&format!("m={m}, {threads} threads"), written, &expected[..m * n]);
             assert_same_bits("rows beyond m", rest, &before[m * n..]);
@@ -180,7 +181,7 @@ fn rotated_heads_match_f64_and_other_parts_are_plain_products() {
             (1..2, query..query + key),
         ] {
             let mut d = buffer(3, m * part_columns.len());
-            let epilogue = Epilogue::Rope(&table, (&position_ids[..]).into());
+            let epilogue = Epilogue::Rope(&table, (&position_ids[..]).into(), None);
             gemm(&stream, &mut d, &a, &matrix, parts.clone(), m.into(), epilogue).unwrap();
             let expected = columns(&expected, n, part_columns.clone());
             let bounds = columns(&bounds, n, part_columns);
@@ -199,7 +200,7 @@ fn rotations_that_do_not_fit_are_refused() {
     let headless = Matrix::pack(&stream, &[plain(Elements::F32(&b), 12)], k, None).unwrap();
     let run = |matrix, parts, table_head_dim, position_ids: &[u32]| {
         let table = RopeTable::new(&stream, 10_000.0, table_head_dim, 8).unwrap();
-        let epilogue = Epilogue::Rope(&table, position_ids.into());
+        let epilogue = Epilogue::Rope(&table, position_ids.into(), None);
         gemm(&stream, &mut zeros(m * 12), &a, matrix, parts, m.into(), epilogue)
     };
     assert!(run(&heads, 0..3, 4, &[0, 7]).is_ok());
@@ -298,7 +299,7 @@ fn gated_products_match_f64_at_every_shape() {
         let (u, u_magnitude) = reference(a.host().unwrap(), &up, m, n, k);
         for (activation, exact) in activations() {
             let mut d = buffer(3, m * n);
-            gemm(&stream, &mut d, &a, &matrix, 0..1, m.into(), Epilogue::Gated(activation)).unwrap();
+            gemm(&stream, &mut d, &a, &matrix, 0..1, m.into(), Epilogue::Gated(activation, None)).unwrap();
             let expected: Vec<f64> = g.iter().zip(&u).map(|(g, u)| exact(*g) * u).collect();
             // Slopes of the activations stay below 1.13.
             assert_close(&format!("{activation:?} {m}x{n}x{k}"), d.host().unwrap(), &expected, |i| {
@@ -326,7 +327,8 @@ fn a_gated_row_has_the_same_bits_in_any_batch_type_and_with_any_threads() {
         for m in [1300, 1, 2, 33, 64, 511, 512, 513] {
             let mut d = zeros(m * n);
             let a = of(&a[..m * k]);
-            gemm(&stream, &mut d, &a, &matrix, 0..1, m.into(), Epilogue::Gated(Activation::Silu)).unwrap();
+            gemm(&stream, &mut d, &a, &matrix, 0..1, m.into(), Epilogue::Gated(Activation::Silu, None))
+                .unwrap();
             let whole = reference.get_or_insert_with(|| d.host().unwrap().to_vec());
             assert_same_bits(&format!("m={m}, {threads} threads"), d.host().unwrap(), &whole[..m * n]);
         }
@@ -383,7 +385,7 @@ fn wrong_lengths_are_refused_by_name() {
     assert!(gemm(&stream, &mut d, &a, &matrix, 0..1, 0.into(), Epilogue::None).is_ok());
     for (m, parts, epilogue, operand) in [
         (3, 0..1, Epilogue::None, "d"),
-        (3, 0..1, Epilogue::AddScaled(1.0), "d"),
+        (3, 0..1, Epilogue::AddScaled(1.0, None), "d"),
         (2, 0..1, Epilogue::Bias(&short), "bias"),
         (2, 0..1, Epilogue::BiasGeluErf(&short), "bias"),
         (2, 0..1, Epilogue::BiasTanh(&short), "bias"),
@@ -393,6 +395,36 @@ fn wrong_lengths_are_refused_by_name() {
             other => panic!("expected a length error for {operand}, got {other:?}"),
         }
     }
+    // A deferred norm's operands, and that it is deferred on the CPU at all.
+    let (mut rows, mut squares) = (zeros(8), zeros(2));
+    let parts = [Part { weights: Elements::F32(&b), rows: 4, rotary_head_dim: Some(4) }];
+    let (rotary, table) =
+        (Matrix::pack(&stream, &parts, 3, None).unwrap(), RopeTable::new(&stream, 1e4, 4, 1).unwrap());
+    let mut operand = |which: &str, found: usize| {
+        let (mut short, mut d) = (zeros(found), zeros(8));
+        let (matrix, epilogue) = match which {
+            "rows" => {
+                let deferred = DeferredRows { rows: &mut short, squares: &mut squares };
+                (&matrix, Epilogue::AddScaled(1.0, Some(deferred)))
+            }
+            "sums" => {
+                let deferred = DeferredRows { rows: &mut rows, squares: &mut short };
+                (&matrix, Epilogue::AddScaled(1.0, Some(deferred)))
+            }
+            _ => {
+                let norm = DeferredNorm { squares: &short, eps: 1e-6 };
+                (&rotary, Epilogue::Rope(&table, [0u32, 0][..].into(), Some(norm)))
+            }
+        };
+        match gemm(&stream, &mut d, &a, matrix, 0..1, 2.into(), epilogue) {
+            Err(Error::Length { operand, .. }) => operand,
+            Err(Error::Parameter { parameter: "squares", .. }) => "the CPU",
+            other => panic!("{which}: {other:?}"),
+        }
+    };
+    assert_eq!([operand("rows", 7), operand("rows", 8)], ["rows", "the CPU"]);
+    assert_eq!([operand("sums", 1), operand("sums", 2)], ["squares", "the CPU"]);
+    assert_eq!([operand("norm", 1), operand("norm", 2)], ["squares", "the CPU"]);
     // A bias is of all parts, whichever are asked for.
     let fused = Matrix::pack(&stream, &parts_of(&b, 3, [1, 3]), 3, None).unwrap();
     assert!(matches!(
@@ -400,7 +432,7 @@ fn wrong_lengths_are_refused_by_name() {
         Err(Error::Length { operand: "bias", expected: 4, found: 3, .. })
     ));
     let gated = Matrix::pack_gated(&stream, Elements::F32(&b), Elements::F32(&b), 4, 3, None).unwrap();
-    for (matrix, epilogue) in [(&gated, Epilogue::None), (&matrix, Epilogue::Gated(Activation::Silu))] {
+    for (matrix, epilogue) in [(&gated, Epilogue::None), (&matrix, Epilogue::Gated(Activation::Silu, None))] {
         assert!(matches!(
             gemm(&stream, &mut d, &a, matrix, 0..1, 2.into(), epilogue),
             Err(Error::Parameter { parameter: "b.is_gated", .. })

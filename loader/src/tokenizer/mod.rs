@@ -22,6 +22,12 @@ const TOKENIZER: &str = "tokenizer.json";
 /// The longest `tokenizer.json` that is read. Those of the largest published vocabularies have about 35 MB.
 const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
 
+/// How much of a long text is tokenised at first, for each id that is wanted. Prose has about four bytes per token.
+const BYTES_PER_ID: usize = 16;
+
+/// A space, as texts, SentencePiece's vocabularies and byte-level ones write it.
+const SPACES: [char; 3] = [' ', '\u{2581}', '\u{120}'];
+
 /// A tokenizer. Can be used from many threads at once.
 #[derive(Debug)]
 pub struct Tokenizer {
@@ -31,6 +37,20 @@ pub struct Tokenizer {
     prefix: Vec<u32>,
     suffix: Vec<u32>,
     vocab_size: usize,
+    splits_at_spaces: bool,
+}
+
+/// A token of a text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Token {
+    /// Its number in the vocabulary.
+    pub id: u32,
+    /// The piece of the text, or the spelling of a special token.
+    pub text: String,
+    /// Whether it was put around the text.
+    pub is_special: bool,
+    /// The bytes of the text that it stands for.
+    pub bytes: Option<std::ops::Range<usize>>,
 }
 
 /// How a tokenizer splits words.
@@ -90,6 +110,62 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
+    /// The first ids of `text`: those that [`Tokenizer::encode`] gives, of which only the first `wanted` are to be relied on. There
+    /// are more than `wanted` if the text has more.
+    ///
+    /// Of a long text no more is tokenised than that takes: a document of megabytes costs as much as the part of it that a
+    /// model reads. A text without a space between two ASCII letters or digits is tokenised whole.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Encode`], as [`Tokenizer::encode`], about the part that was tokenised.
+    pub fn encode_start(&self, text: &str, wanted: usize) -> Result<Vec<u32>, Error> {
+        let mut at_least = wanted.saturating_add(1).saturating_mul(BYTES_PER_ID);
+        while self.splits_at_spaces
+            && let Some(end) = word_end(text, at_least)
+        {
+            let ids = self.encode(&text[..end])?;
+            if ids.len() > wanted {
+                return Ok(ids);
+            }
+            at_least = end.saturating_mul(4);
+        }
+        self.encode(text)
+    }
+
+    /// The tokens of `text` with where they come from; with the special ones around them if `special` says so.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Encode`], as [`Tokenizer::encode`].
+    pub fn tokens(&self, text: &str, special: bool) -> Result<Vec<Token>, Error> {
+        let encoding = self.inner.encode(text, special);
+        let encoding = encoding.map_err(|source| Error::Encode { path: self.path.clone(), source })?;
+        let token = |i: usize| {
+            let id = encoding.get_ids()[i];
+            if encoding.get_special_tokens_mask()[i] != 0 {
+                let text = encoding.get_tokens()[i].clone();
+                return Token { id, text, is_special: true, bytes: None };
+            }
+            let (start, end) = encoding.get_offsets()[i];
+            // A token may be part of a character.
+            let text =
+                String::from_utf8_lossy(text.as_bytes().get(start..end).unwrap_or_default()).into_owned();
+            Token { id, text, is_special: false, bytes: Some(start..end) }
+        };
+        Ok((0..encoding.len()).map(token).collect())
+    }
+
+    /// The text that ids stand for.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Decode`], for ids that the tokenizer's decoder cannot join.
+    pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String, Error> {
+        let text = self.inner.decode(ids, skip_special);
+        text.map_err(|source| Error::Decode { path: self.path.clone(), source })
+    }
+
     /// The special ids before and after a single text: `<s>` and `</s>` for XLM-RoBERTa, `[CLS]` and `[SEP]` for
     /// BERT.
     pub fn special_ids(&self) -> (&[u32], &[u32]) {
@@ -123,8 +199,31 @@ impl Tokenizer {
         };
         let (prefix, suffix) = special_ids(path, &inner)?;
         let vocab_size = inner.get_vocab_size(true);
-        Ok(Tokenizer { path: path.to_owned(), inner, kind, prefix, suffix, vocab_size })
+        // A space that a vocabulary cannot write would vanish, and the words around it be joined.
+        let keeps_spaces = match kind {
+            TokenizerKind::WordPiece => inner.get_pre_tokenizer().is_some(),
+            TokenizerKind::Unigram | TokenizerKind::Bpe => {
+                SPACES.iter().any(|space| inner.token_to_id(space.encode_utf8(&mut [0; 4])).is_some())
+            }
+        };
+        let splits_at_spaces =
+            keeps_spaces && !inner.get_vocab(true).keys().any(|token| crosses_words(token));
+        Ok(Tokenizer { path: path.to_owned(), inner, kind, prefix, suffix, vocab_size, splits_at_spaces })
     }
+}
+
+/// Whether a token can begin in one word and end in the next. Where none can, what follows a space has no part in how the words
+/// before it are split: neither merges nor the most probable segmentation reach over it.
+fn crosses_words(token: &str) -> bool {
+    token.trim_start_matches(SPACES).contains(SPACES)
+}
+
+/// The first place from `at_least` on where a word ends and a space stands before another one. Only ASCII letters and digits
+/// count as words here: no normalizer joins them with a space, or drops one between them.
+fn word_end(text: &str, at_least: usize) -> Option<usize> {
+    let bytes = text.as_bytes().get(at_least..)?;
+    let is_end = |w: &[u8]| w[0].is_ascii_alphanumeric() && w[1] == b' ' && w[2].is_ascii_alphanumeric();
+    Some(at_least + 1 + bytes.windows(3).position(is_end)?)
 }
 
 /// Parses the character maps of the file's normalizer, on which the tokenizers crate panics if they are damaged.

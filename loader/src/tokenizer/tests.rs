@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use proptest::prelude::*;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -44,7 +45,7 @@ fn bpe(merges: Value) -> Value {
         "pre_tokenizer": null, "post_processor": null, "decoder": null,
         "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
             "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
-            "vocab": {"a": 0, "b": 1, "c": 2, "ab": 3, "abc": 4}, "merges": merges}
+            "vocab": {"a": 0, "b": 1, "c": 2, "ab": 3, "abc": 4, " ": 5}, "merges": merges}
     })
 }
 
@@ -85,6 +86,73 @@ fn truncation_and_padding_in_the_file_are_ignored() {
     assert_eq!(tokenizer.encode("a a a a a a a a a a").unwrap(), [5; 10]);
     assert_eq!(tokenizer.encode("a").unwrap(), [5]);
     assert_eq!(tokenizer.special_ids(), (&[1][..], &[2][..]));
+}
+
+/// A unigram tokenizer over words of one letter, as SentencePiece writes it.
+fn unigram() -> Value {
+    let pieces = json!([
+        ["<unk>", 0.0],
+        ["\u{2581}", -3.0],
+        ["\u{2581}a", -2.0],
+        ["a", -2.5],
+        ["aa", -5.0],
+        ["b", -2.5]
+    ]);
+    json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+        "pre_tokenizer": {"type": "Metaspace", "replacement": "\u{2581}", "prepend_scheme": "always", "split": false},
+        "post_processor": null, "decoder": null, "model": {"type": "Unigram", "unk_id": 0, "vocab": pieces}
+    })
+}
+
+proptest! {
+    /// The start of a text has the ids that the whole text begins with, and more than were wanted if there are more.
+    #[test]
+    fn the_start_of_a_text_is_as_in_the_whole(
+        words in prop::collection::vec("[ab]{1,40}| {1,3}|[ab]é|\n", 0..300),
+        wanted in 0_usize..40,
+    ) {
+        let text = words.join(" ");
+        let merges = json!(["a b", "ab c"]);
+        for file in [word_piece(), bpe(merges), unigram()] {
+            let tokenizer = open(&file).unwrap();
+            let whole = tokenizer.encode(&text).unwrap();
+            let start = tokenizer.encode_start(&text, wanted).unwrap();
+            prop_assert_eq!(start.len() > wanted, whole.len() > wanted);
+            let kept = whole.len().min(wanted);
+            prop_assert_eq!(&start[..kept], &whole[..kept]);
+        }
+    }
+}
+
+#[test]
+fn only_the_start_of_a_long_text_is_tokenised() {
+    let text = "a ".repeat(1000);
+    let tokenizer = open(&word_piece()).unwrap();
+    assert!(tokenizer.splits_at_spaces);
+    // 16 bytes for each of 11 ids, up to the next end of a word.
+    assert_eq!(tokenizer.encode_start(&text, 10).unwrap().len(), 89);
+    assert_eq!(tokenizer.encode_start(&text, 1000).unwrap().len(), 1000);
+    // Words that are one token each need more bytes at the second try.
+    let long = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa ".repeat(100);
+    assert_eq!(tokenizer.encode_start(&long, 10).unwrap().len(), 12);
+    // Nowhere to cut.
+    assert_eq!(tokenizer.encode_start(&"a, ".repeat(1000), 10).unwrap().len(), 2000);
+}
+
+#[test]
+fn a_vocabulary_with_tokens_over_two_words_sees_whole_texts() {
+    let mut file = bpe(json!([["a", " "], ["a ", "b"]]));
+    file["model"]["vocab"] = json!({"a": 0, "b": 1, " ": 2, "a ": 3, "a b": 4});
+    let tokenizer = open(&file).unwrap();
+    assert!(!tokenizer.splits_at_spaces);
+    let text = "a b".repeat(1000);
+    assert_eq!(tokenizer.encode_start(&text, 1).unwrap(), [4; 1000]);
+    for (token, crosses) in
+        [("\u{2581}a", false), ("\u{2581}\u{2581}", false), ("\u{120}the", false), ("a\u{2581}b", true)]
+    {
+        assert_eq!(crosses_words(token), crosses, "{token}");
+    }
 }
 
 #[test]

@@ -1,12 +1,15 @@
 //! The memory of a forward pass.
 
+use outcrop_kernels::gemm::{DeferredNorm, DeferredRows, squares_of};
 use outcrop_kernels::layout::{Bounds, Layout, LayoutBuffer};
-use outcrop_kernels::{Buffer, Graphs, IndexBuffer, Role, Stream};
+use outcrop_kernels::rms_norm::rms_norm;
+use outcrop_kernels::{Buffer, Graphs, IndexBuffer, Role, Size, Stream};
 use outcrop_loader::DecoderConfig;
 
 use super::Batch;
 use super::prefixes::{PrefixShape, Prefixes};
 use crate::Error;
+use crate::weights::RootMeanSquare;
 
 /// Every activation of a decoder's forward pass, allocated before the first layer and reused by all of them.
 ///
@@ -47,8 +50,7 @@ pub(super) struct Tensors {
     pub(super) layouts: [LayoutBuffer; 2],
     /// The residual stream, `[T, H]`.
     pub(super) hidden: Buffer,
-    /// The residual stream under the norm of what reads it next, `[T, H]`.
-    pub(super) normed: Buffer,
+    pub(super) normed: Normed,
     /// Query, key and value of a layer, `[T + C, Q + 2 KV]`; then the MLP's intermediate, `[T, I]`.
     pub(super) wide: Buffer,
     /// Queries of the scored rows alone, `[S, Q]`.
@@ -63,6 +65,42 @@ pub(super) struct Tensors {
     pub(super) scores: Buffer,
     /// Keys and values of the prefix that the batches of a long group share.
     pub(super) prefixes: Prefixes,
+}
+
+/// The residual stream under the norm of what reads it next.
+pub(super) struct Normed {
+    /// `[T, H]`; before they are divided, where that is left to the products that read them.
+    pub(super) rows: Buffer,
+    /// Sums of squares of such rows, `[T, H / 32]`.
+    squares: Buffer,
+    /// The epsilon of such a norm; `None` where the rows have been divided.
+    deferred_eps: Option<f32>,
+}
+
+impl Normed {
+    /// `rms(hidden)`
+    pub(super) fn compute(
+        &mut self,
+        stream: &Stream,
+        hidden: &Buffer,
+        norm: &RootMeanSquare,
+        rows: Size,
+    ) -> Result<(), Error> {
+        self.deferred_eps = None;
+        Ok(rms_norm(stream, &mut self.rows, hidden, norm.get(), rows)?)
+    }
+
+    /// The same left to the products that read the rows, if the norm is folded into their weights: the product that makes `hidden` is to
+    /// write what they need.
+    pub(super) fn defer(&mut self, norm: &RootMeanSquare) -> Option<DeferredRows<'_>> {
+        self.deferred_eps = norm.folded_eps();
+        self.deferred_eps.map(|_| DeferredRows { rows: &mut self.rows, squares: &mut self.squares })
+    }
+
+    /// What is left to the products that read the rows.
+    pub(super) fn deferred(&self) -> Option<DeferredNorm<'_>> {
+        self.deferred_eps.map(|eps| DeferredNorm { squares: &self.squares, eps })
+    }
 }
 
 impl Activations {
@@ -80,15 +118,16 @@ impl Activations {
             ((Role::Full, num_tokens * config.hidden_size), (Role::Operand, num_tokens * config.hidden_size));
         let queries = (Role::Operand, num_tokens * widths.q);
         let scores = (Role::Full, num_tokens * (config.num_hidden_layers + 1));
-        let [hidden, normed, wide, query, context, projected, spare, scores] = Buffer::allocate(
+        let squares = (Role::Full, num_tokens * squares_of(config.hidden_size));
+        let [hidden, rows, squares, wide, query, context, projected, spare, scores] = Buffer::allocate(
             stream,
-            [residual, operand, (Role::Operand, wide), queries, queries, operand, residual, scores],
+            [residual, operand, squares, (Role::Operand, wide), queries, queries, operand, residual, scores],
         )?;
         let tensors = Tensors {
             input_ids: IndexBuffer::new(stream, num_tokens)?,
             layouts: [LayoutBuffer::new(stream, num_tokens)?, LayoutBuffer::new(stream, num_tokens)?],
             hidden,
-            normed,
+            normed: Normed { rows, squares, deferred_eps: None },
             wide,
             query,
             context,

@@ -6,7 +6,7 @@ use outcrop_loader::{DecoderConfig, Gelu};
 use super::activations::Tensors;
 use super::pass::{Output, Pass};
 use crate::Error;
-use crate::weights::Reader;
+use crate::weights::{Reader, RootMeanSquare};
 
 pub(super) struct GatedMlp {
     /// `[I, H]` twice, interleaved.
@@ -21,23 +21,30 @@ impl GatedMlp {
         reader: &Reader<'_>,
         config: &DecoderConfig,
         layer: &str,
+        norm: &RootMeanSquare,
         activation: Activation,
     ) -> Result<Self, Error> {
         let (hidden, intermediate) = (config.hidden_size, config.intermediate_size);
         let name = |module: &str| format!("{layer}.mlp.{module}");
         Ok(Self {
-            gate_up_proj: reader.gated_matrix(&name("gate_proj"), &name("up_proj"), intermediate, hidden)?,
+            gate_up_proj: reader.gated_matrix(
+                [&name("gate_proj"), &name("up_proj")],
+                intermediate,
+                hidden,
+                norm,
+            )?,
             down_proj: reader.matrix(&[(name("down_proj"), hidden)], intermediate)?,
             activation,
         })
     }
 
     /// Reads `normed`.
-    pub(super) fn forward(&self, pass: &mut Pass<'_>, output: Output) -> Result<(), Error> {
+    pub(super) fn forward(&self, pass: &mut Pass<'_>, output: Output<'_>) -> Result<(), Error> {
         let (stream, rows) = (pass.stream, pass.num_rows());
         let Tensors { hidden, normed, wide, projected, .. } = &mut *pass.tensors;
-        gemm(stream, wide, normed, &self.gate_up_proj, 0..1, rows, Epilogue::Gated(self.activation))?;
-        output.write(stream, (projected, hidden), wide, &self.down_proj, rows)
+        let gated = Epilogue::Gated(self.activation, normed.deferred());
+        gemm(stream, wide, &normed.rows, &self.gate_up_proj, 0..1, rows, gated)?;
+        output.write(stream, (projected, hidden, normed), wide, &self.down_proj, rows)
     }
 }
 

@@ -6,7 +6,6 @@
 //! ```
 
 use outcrop_kernels::attention::{AttentionParams, Mask};
-use outcrop_kernels::rms_norm::RmsNorm;
 use outcrop_loader::{DecoderConfig, GemmaConfig};
 
 use super::DecoderOptions;
@@ -34,7 +33,7 @@ impl Layer {
         let layer = format!("model.layers.{n}");
         let norm = |module: &str| {
             let name = format!("{layer}.{module}");
-            reader.rms_norm(&name, config.hidden_size, config.rms_norm_eps, RmsConvention::FactorMinusOne)
+            reader.input_norm(&name, config.hidden_size, config.rms_norm_eps, RmsConvention::FactorMinusOne)
         };
         let params = AttentionParams {
             num_heads: config.num_attention_heads,
@@ -45,19 +44,19 @@ impl Layer {
             softcap: None,
         };
         let activation = geglu(options.gelu.unwrap_or(gemma.gelu));
+        let input_layernorm = norm("input_layernorm")?;
+        let post_attention_layernorm = norm("post_attention_layernorm")?;
         Ok(Self {
-            input_layernorm: norm("input_layernorm")?,
-            attention: SelfAttention::load(reader, config, &layer, params)?,
-            post_attention_layernorm: norm("post_attention_layernorm")?,
-            mlp: GatedMlp::load(reader, config, &layer, activation)?,
+            attention: SelfAttention::load(reader, config, &layer, &input_layernorm, params)?,
+            mlp: GatedMlp::load(reader, config, &layer, &post_attention_layernorm, activation)?,
+            input_layernorm,
+            post_attention_layernorm,
         })
     }
 
     /// `normed` is this layer's input under its norm, and afterwards its output under the norm `next`.
-    pub(super) fn forward(&self, pass: &mut Pass<'_>, next: RmsNorm<'_>) -> Result<(), Error> {
-        self.attention.forward(pass, Output::Residual(1.0))?;
-        pass.norm(self.post_attention_layernorm.get())?;
-        self.mlp.forward(pass, Output::Residual(1.0))?;
-        pass.norm(next)
+    pub(super) fn forward(&self, pass: &mut Pass<'_>, next: &RootMeanSquare) -> Result<(), Error> {
+        self.attention.forward(pass, Output::Residual(1.0, &self.post_attention_layernorm))?;
+        self.mlp.forward(pass, Output::Residual(1.0, next))
     }
 }

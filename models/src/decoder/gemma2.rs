@@ -57,26 +57,28 @@ impl Layer {
             softcap: softcap.map(|cap| cap as f32),
         };
         let activation = geglu(options.gelu.unwrap_or(gemma2.gelu));
+        let input_layernorm = norm("input_layernorm")?;
+        let pre_feedforward_layernorm = norm("pre_feedforward_layernorm")?;
         Ok(Self {
-            input_layernorm: norm("input_layernorm")?,
-            attention: SelfAttention::load(reader, config, &layer, params)?,
+            attention: SelfAttention::load(reader, config, &layer, &input_layernorm, params)?,
+            mlp: GatedMlp::load(reader, config, &layer, &pre_feedforward_layernorm, activation)?,
+            input_layernorm,
             post_attention_layernorm: norm("post_attention_layernorm")?,
-            pre_feedforward_layernorm: norm("pre_feedforward_layernorm")?,
-            mlp: GatedMlp::load(reader, config, &layer, activation)?,
+            pre_feedforward_layernorm,
             post_feedforward_layernorm: norm("post_feedforward_layernorm")?,
         })
     }
 
     /// `normed` is this layer's input under its norm, and afterwards its output under the norm `next`.
-    pub(super) fn forward(&self, pass: &mut Pass<'_>, next: RmsNorm<'_>) -> Result<(), Error> {
+    pub(super) fn forward(&self, pass: &mut Pass<'_>, next: &RootMeanSquare) -> Result<(), Error> {
         let add = |pass: &mut Pass<'_>, post: RmsNorm<'_>, pre: RmsNorm<'_>| {
             let rows = pass.num_rows();
             let Tensors { hidden, normed, projected, .. } = &mut *pass.tensors;
-            sandwich_norm(pass.stream, hidden, normed, projected, post, pre, rows)
+            sandwich_norm(pass.stream, hidden, &mut normed.rows, projected, post, pre, rows)
         };
         self.attention.forward(pass, Output::Projected)?;
         add(pass, self.post_attention_layernorm.get(), self.pre_feedforward_layernorm.get())?;
         self.mlp.forward(pass, Output::Projected)?;
-        Ok(add(pass, self.post_feedforward_layernorm.get(), next)?)
+        Ok(add(pass, self.post_feedforward_layernorm.get(), next.get())?)
     }
 }

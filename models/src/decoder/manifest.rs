@@ -29,6 +29,12 @@ impl WeightInfo {
     pub fn elems(&self) -> usize {
         self.shape.iter().product()
     }
+
+    /// Whether it is a matrix of a layer that reads rows under a norm.
+    pub(super) fn reads_norm(&self) -> bool {
+        let modules = ["q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"];
+        modules.iter().any(|module| self.name.ends_with(&format!(".{module}.weight")))
+    }
 }
 
 /// The weights of a model with this configuration, in the order of the network (SPEC 9.2).

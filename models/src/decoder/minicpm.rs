@@ -8,7 +8,6 @@
 
 use outcrop_kernels::attention::{AttentionParams, Mask};
 use outcrop_kernels::gemm::Activation;
-use outcrop_kernels::rms_norm::RmsNorm;
 use outcrop_loader::{DecoderConfig, MiniCpmConfig};
 
 use super::attention::SelfAttention;
@@ -37,7 +36,7 @@ impl Layer {
         let layer = format!("model.layers.{n}");
         let norm = |module: &str| {
             let name = format!("{layer}.{module}");
-            reader.rms_norm(&name, config.hidden_size, config.rms_norm_eps, RmsConvention::Factor)
+            reader.input_norm(&name, config.hidden_size, config.rms_norm_eps, RmsConvention::Factor)
         };
         let params = AttentionParams {
             num_heads: config.num_attention_heads,
@@ -47,20 +46,21 @@ impl Layer {
             mask: Mask::Causal,
             softcap: None,
         };
+        let input_layernorm = norm("input_layernorm")?;
+        let post_attention_layernorm = norm("post_attention_layernorm")?;
         Ok(Self {
-            input_layernorm: norm("input_layernorm")?,
-            attention: SelfAttention::load(reader, config, &layer, params)?,
-            post_attention_layernorm: norm("post_attention_layernorm")?,
-            mlp: GatedMlp::load(reader, config, &layer, Activation::Silu)?,
+            attention: SelfAttention::load(reader, config, &layer, &input_layernorm, params)?,
+            mlp: GatedMlp::load(reader, config, &layer, &post_attention_layernorm, Activation::Silu)?,
+            input_layernorm,
+            post_attention_layernorm,
             residual_scale: (minicpm.scale_depth / (config.num_hidden_layers as f64).sqrt()) as f32,
         })
     }
 
     /// `normed` is this layer's input under its norm, and afterwards its output under the norm `next`.
-    pub(super) fn forward(&self, pass: &mut Pass<'_>, next: RmsNorm<'_>) -> Result<(), Error> {
-        self.attention.forward(pass, Output::Residual(self.residual_scale))?;
-        pass.norm(self.post_attention_layernorm.get())?;
-        self.mlp.forward(pass, Output::Residual(self.residual_scale))?;
-        pass.norm(next)
+    pub(super) fn forward(&self, pass: &mut Pass<'_>, next: &RootMeanSquare) -> Result<(), Error> {
+        self.attention
+            .forward(pass, Output::Residual(self.residual_scale, &self.post_attention_layernorm))?;
+        self.mlp.forward(pass, Output::Residual(self.residual_scale, next))
     }
 }

@@ -36,7 +36,7 @@ pub use manifest::{WeightInfo, WeightPart, manifest};
 pub use pass::{Pass, PendingScores};
 
 use crate::Error;
-use crate::weights::{EmbeddingTable, Reader, RmsConvention, RootMeanSquare, elements};
+use crate::weights::{EmbeddingTable, Reader, RmsConvention, RootMeanSquare, check_folding, elements};
 
 const EMBED_TOKENS: &str = "model.embed_tokens.weight";
 
@@ -67,6 +67,8 @@ pub struct DecoderOptions {
     pub attention_softcap: bool,
     /// The GELU of the Gemma families; `None` for that of the configuration.
     pub gelu: Option<Gelu>,
+    /// Whether the norms before attention and MLP are folded into their matrices: of Gemma and MiniCPM, on a GPU, from weights in f32.
+    pub fold_norms: bool,
 }
 
 /// A decoder: its files, and the layers that have been asked for so far.
@@ -131,6 +133,18 @@ impl Decoder {
             adapter.check(&checkpoint)?;
             if let Some(Change::LowRank { .. }) = adapter.change(EMBED_TOKENS)? {
                 return Err(Error::LowRankEmbedding { dir: adapter.dir().to_owned() });
+            }
+        }
+        if options.fold_norms {
+            for weight in manifest(config).iter().filter(|weight| weight.reads_norm()) {
+                let name = &weight.name;
+                let is_changed =
+                    |adapter: &Adapter| adapter.change(name).is_ok_and(|change| change.is_some());
+                if let Ok(tensor) = checkpoint.tensor(name)
+                    && !options.adapters.iter().any(is_changed)
+                {
+                    check_folding(name, elements(&tensor).element_type())?;
+                }
             }
         }
         if let Some(id) = yes_token_id.filter(|id| *id as usize >= config.vocab_size) {
@@ -230,6 +244,7 @@ impl Decoder {
             checkpoint: &self.checkpoint,
             adapters: &self.options.adapters,
             element_type: self.options.element_type,
+            fold_norms: self.options.fold_norms,
         }
     }
 
@@ -254,6 +269,11 @@ impl Decoder {
             DecoderFamily::Gemma(_) | DecoderFamily::Gemma2(_) => RmsConvention::FactorMinusOne,
         };
         reader.rms_norm(name, self.config.hidden_size, self.config.rms_norm_eps, convention)
+    }
+
+    /// Whether a cutoff's head is chosen by its place in the list of cutoffs: then its score depends on the others asked for.
+    pub fn heads_by_place(&self) -> bool {
+        matches!(self.config.family, DecoderFamily::Gemma2(_)) && self.options.heads == HeadRule::Reference
     }
 
     /// The head that reads the state behind `cutoff`, the `nth` of those asked for.

@@ -4,12 +4,12 @@ use outcrop_kernels::embed::embed;
 use outcrop_kernels::gather_rows::gather_rows;
 use outcrop_kernels::gemm::{Epilogue, Matrix, gemm};
 use outcrop_kernels::layout::LayoutBuffer;
-use outcrop_kernels::rms_norm::{RmsNorm, rms_norm};
+use outcrop_kernels::rms_norm::rms_norm;
 use outcrop_kernels::row_dot::row_dot;
 use outcrop_kernels::token_compress::token_compress;
 use outcrop_kernels::{Buffer, Reading, Size, Stream};
 
-use super::activations::{Activations, Run, Step, Tensors};
+use super::activations::{Activations, Normed, Run, Step, Tensors};
 use super::batch::Batch;
 use super::{Layer, Stack};
 use crate::Error;
@@ -57,11 +57,11 @@ pub(super) enum ScoredRows {
 
 /// What becomes of the output of attention or MLP.
 #[derive(Clone, Copy)]
-pub(super) enum Output {
+pub(super) enum Output<'a> {
     /// It is left in `projected`.
     Projected,
-    /// It is added to the residual stream, times a factor.
-    Residual(f32),
+    /// It is added to the residual stream, times a factor; `normed` is that under the norm before what reads it next.
+    Residual(f32, &'a RootMeanSquare),
 }
 
 impl Stack<'_> {
@@ -122,7 +122,7 @@ impl<'a> Pass<'a> {
         let mut pass =
             Self { stream, stack, tensors, layer: 0, scored_rows: ScoredRows::AmongAll, layout: 0 };
         if let Some(first) = stack.layers.first() {
-            pass.norm(first.input_layernorm().get())?;
+            pass.norm(first.input_layernorm())?;
         }
         Ok(pass)
     }
@@ -166,7 +166,7 @@ impl<'a> Pass<'a> {
         std::mem::swap(hidden, spare);
         self.layout = 1 - self.layout;
         let stack = self.stack;
-        self.norm(stack.layers[self.layer].input_layernorm().get())
+        self.norm(stack.layers[self.layer].input_layernorm())
     }
 
     /// Writes one score per sequence: the state behind the layers run so far, read by the head of the `nth` cutoff.
@@ -177,7 +177,7 @@ impl<'a> Pass<'a> {
         let head = &*stack.heads[nth];
         let states = match self.scored_rows {
             // Behind the last layer the states have been normalised already.
-            ScoredRows::Alone => normed,
+            ScoredRows::Alone => &normed.rows,
             ScoredRows::AmongAll => {
                 gather_rows(stream, spare, hidden, layout.scored_rows(), head.len())?;
                 rms_norm(stream, projected, spare, stack.norm.get(), layout.seqs())?;
@@ -216,37 +216,43 @@ impl<'a> Pass<'a> {
     }
 
     /// `normed = rms(hidden)`
-    pub(super) fn norm(&mut self, norm: RmsNorm<'_>) -> Result<(), Error> {
+    fn norm(&mut self, norm: &RootMeanSquare) -> Result<(), Error> {
         let rows = self.num_rows();
         let Tensors { hidden, normed, .. } = &mut *self.tensors;
-        Ok(rms_norm(self.stream, normed, hidden, norm, rows)?)
+        normed.compute(self.stream, hidden, norm, rows)
     }
 
-    /// In the last layer, once keys and values are computed, leaves the scored rows of the residual stream alone.
+    /// In the last layer, once keys and values are computed, leaves the scored rows of the residual stream alone, under the norm that all
+    /// of them were.
     pub(super) fn drop_unscored_rows(&mut self) -> Result<(), Error> {
         let Tensors { hidden, spare, layouts, .. } = &mut *self.tensors;
         let rows = layouts[self.layout].scored_rows();
         gather_rows(self.stream, spare, hidden, rows, self.stack.decoder.config.hidden_size)?;
         std::mem::swap(hidden, spare);
-        Ok(())
+        let stack = self.stack;
+        self.norm(stack.layers[self.layer].input_layernorm())
     }
 }
 
-impl Output {
+impl Output<'_> {
     /// `matrix` applied to rows of `input`, put where it belongs.
     pub(super) fn write(
         self,
         stream: &Stream,
-        (projected, hidden): (&mut Buffer, &mut Buffer),
+        (projected, hidden, normed): (&mut Buffer, &mut Buffer, &mut Normed),
         input: &Buffer,
         matrix: &Matrix,
         rows: Size,
     ) -> Result<(), Error> {
-        let (out, epilogue) = match self {
-            Self::Projected => (projected, Epilogue::None),
-            Self::Residual(scale) => (hidden, Epilogue::AddScaled(scale)),
-        };
-        Ok(gemm(stream, out, input, matrix, 0..1, rows, epilogue)?)
+        match self {
+            Self::Projected => Ok(gemm(stream, projected, input, matrix, 0..1, rows, Epilogue::None)?),
+            Self::Residual(scale, norm) => {
+                let deferred = normed.defer(norm);
+                let is_deferred = deferred.is_some();
+                gemm(stream, hidden, input, matrix, 0..1, rows, Epilogue::AddScaled(scale, deferred))?;
+                if is_deferred { Ok(()) } else { normed.compute(stream, hidden, norm, rows) }
+            }
+        }
     }
 }
 
@@ -261,9 +267,9 @@ impl Layer {
 
     fn forward(&self, pass: &mut Pass<'_>, next: &RootMeanSquare) -> Result<(), Error> {
         match self {
-            Self::Gemma(layer) => layer.forward(pass, next.get()),
-            Self::MiniCpm(layer) => layer.forward(pass, next.get()),
-            Self::Gemma2(layer) => layer.forward(pass, next.get()),
+            Self::Gemma(layer) => layer.forward(pass, next),
+            Self::MiniCpm(layer) => layer.forward(pass, next),
+            Self::Gemma2(layer) => layer.forward(pass, next),
         }
     }
 }

@@ -82,7 +82,8 @@ impl Encoder {
         config: &EncoderConfig,
         element_type: Option<ElementType>,
     ) -> Result<Self, Error> {
-        let reader = Reader { stream, host, checkpoint: &checkpoint, adapters: &[], element_type };
+        let reader =
+            Reader { stream, host, checkpoint: &checkpoint, adapters: &[], element_type, fold_norms: false };
         let (hidden, intermediate) = (config.hidden_size, config.intermediate_size);
         let is_reranker = config.architecture == Architecture::XlmRobertaForSequenceClassification;
         let prefix = prefix(&checkpoint);

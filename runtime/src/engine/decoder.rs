@@ -7,8 +7,8 @@ use outcrop_models::CpuStream;
 use outcrop_models::decoder::{Activations, Batch, Decoder, Group, check_sequence};
 use outcrop_models::input::PairSequence;
 
-use super::Engine;
 use super::replica::{InFlight, Replica, distribute};
+use super::{Engine, Output};
 use crate::Error;
 use crate::packing::{Part, PrefixGroup, pack_groups};
 use crate::schedule::{PendingBatch, Schedule};
@@ -21,16 +21,8 @@ pub(super) struct DecoderModel {
     pub(super) bos: Option<u32>,
     /// A line break, tokenised alone.
     pub(super) separator: Vec<u32>,
-    prefix_sharing: bool,
+    pub(super) prefix_sharing: bool,
     record_graphs: bool,
-}
-
-/// What came of one pair.
-pub(super) struct Output {
-    pub(super) pair: PairSequence,
-    /// One per cutoff.
-    pub(super) scores: Vec<f32>,
-    pub(super) tokens_after: usize,
 }
 
 impl DecoderModel {
@@ -84,13 +76,15 @@ pub(super) fn yes_token(tokenizer: &Tokenizer) -> Result<u32, Error> {
 }
 
 impl Engine {
-    /// Runs `schedule` over packed batches of the pairs and returns one output per pair, in order.
+    /// Runs `schedule` over packed batches of the pairs, on `replicas` of the model, and returns one output per pair, in order: its values
+    /// are one score per cutoff.
     ///
     /// All pairs are tokenised first: those that share a query belong together, and beside a decoder's layers it takes no time.
     /// A pair that the model cannot hold fails alone.
     pub(super) fn run_decoder(
         &self,
         model: &DecoderModel,
+        replicas: &[Replica<Decoder, Activations>],
         pairs: Vec<Result<PairSequence, Error>>,
         schedule: &Schedule,
     ) -> Result<Vec<Result<Output, Error>>, Error> {
@@ -107,7 +101,7 @@ impl Engine {
             false => self.within_memory(&longest.into(), |batch_tokens| {
                 let capacity = longest.max(batch_tokens);
                 let chains = chains(pack_groups(groups(&pairs, model.prefix_sharing), batch_tokens));
-                distribute(&model.replicas, &mut chains.into_iter(), |replica, chains| {
+                distribute(replicas, &mut chains.into_iter(), |replica, chains| {
                     let run = Run { host: &self.host, schedule, longest, capacity, inputs: &inputs };
                     let keep = capacity == batch_tokens;
                     run.chains(replica, chains, keep, model.record_graphs)
@@ -118,7 +112,12 @@ impl Engine {
         for (i, result) in found {
             results[i] = result;
         }
-        let output = |pair, (scores, tokens_after)| Output { pair, scores, tokens_after };
+        let output = |PairSequence { sequence, .. }, (values, tokens_after)| Output {
+            values,
+            tokens: sequence.input_ids.len(),
+            truncated: sequence.truncated,
+            tokens_after,
+        };
         Ok(pairs
             .into_iter()
             .zip(results)

@@ -1,10 +1,12 @@
 //! Vectors of texts.
 
 use outcrop_models::Pooling;
+use outcrop_models::encoder::{Activations, Encoder};
 use outcrop_models::input::{Sequence, encode_text};
 
-use super::encoder::{EncoderModel, Output, Texts};
-use super::{Embedding, Engine, Model};
+use super::encoder::{EncoderModel, Texts};
+use super::replica::Replica;
+use super::{Embedding, Engine, Model, Output};
 use crate::options::Instruction;
 use crate::{EmbedOptions, Error};
 
@@ -22,46 +24,61 @@ impl Engine {
         options: &EmbedOptions,
     ) -> Result<Vec<Result<Embedding, Error>>, Error> {
         let model = self.embedder()?;
-        let instruction = Instruction::parse(options.instruction.as_deref(), &options.instruction_format)?;
-        let max_length = options.max_length.unwrap_or_else(|| model.max_length());
-        let texts = Texts {
-            count: texts.len(),
-            len: |i: usize| texts[i].as_ref().len(),
-            encode: |i: usize| {
-                let ids = self.tokenizer.encode(&instruction.apply(texts[i].as_ref()))?;
-                Ok(encode_text(&ids, self.special_ids(), max_length))
-            },
-        };
-        let pooling = options.pooling.unwrap_or_else(|| model.pooling());
-        let normalize = options.normalize.unwrap_or_else(|| {
-            model
-                .sentence_transformers
-                .as_ref()
-                .is_none_or(|sentence_transformers| sentence_transformers.normalize)
-        });
-        let outputs = self.run_encoder(model, &texts, |encoder, stream, act, batch| {
+        let encode = self.encode_text(model, options)?;
+        let len = |i: usize| texts[i].as_ref().len();
+        let texts = Texts { count: texts.len(), len, encode: |i: usize| encode(texts[i].as_ref()) };
+        let outputs = self.run_embeddings(model, &model.replicas, &texts, model.vector_of(options))?;
+        Ok(outputs.into_iter().map(|output| self.embedding_of(output?)).collect())
+    }
+
+    /// Runs the texts to vectors, on `replicas` of the model.
+    pub(super) fn run_embeddings(
+        &self,
+        model: &EncoderModel,
+        replicas: &[Replica<Encoder, Activations>],
+        texts: &Texts<impl Fn(usize) -> usize, impl Fn(usize) -> Result<Sequence, Error> + Sync + Send>,
+        (pooling, normalize): (Pooling, bool),
+    ) -> Result<Vec<Result<Output, Error>>, Error> {
+        self.run_encoder(model, replicas, texts, |encoder, stream, act, batch| {
             Ok(encoder.embeddings(stream, act, batch, pooling, normalize)?)
-        })?;
-        let embedding = |Output { values: vector, tokens, truncated }| {
-            if vector.iter().all(|x| x.is_finite()) {
-                Ok(Embedding { vector, tokens, truncated })
-            } else {
-                Err(self.non_finite())
-            }
-        };
-        Ok(outputs.into_iter().map(|output| output.and_then(embedding)).collect())
+        })
+    }
+
+    /// A text's output as the caller wants it.
+    pub(crate) fn embedding_of(&self, output: Output) -> Result<Embedding, Error> {
+        let Output { values: vector, tokens, truncated, .. } = output;
+        if vector.iter().all(|x| x.is_finite()) {
+            Ok(Embedding { vector, tokens, truncated })
+        } else {
+            Err(self.non_finite())
+        }
     }
 
     /// The sequence that [`Engine::embed`] would run for a text.
     pub fn text_sequence(&self, text: &str, options: &EmbedOptions) -> Result<Sequence, Error> {
         let model = self.embedder()?;
-        let instruction = Instruction::parse(options.instruction.as_deref(), &options.instruction_format)?;
-        let max_length = options.max_length.unwrap_or_else(|| model.max_length());
-        let ids = self.tokenizer.encode(&instruction.apply(text))?;
-        Ok(encode_text(&ids, self.special_ids(), max_length))
+        self.encode_text(model, options)?(text)
     }
 
-    fn embedder(&self) -> Result<&EncoderModel, Error> {
+    /// What makes the sequence of a text.
+    pub(super) fn encode_text<'a>(
+        &'a self,
+        model: &EncoderModel,
+        options: &'a EmbedOptions,
+    ) -> Result<impl Fn(&str) -> Result<Sequence, Error> + use<'a>, Error> {
+        let instruction = Instruction::parse(options.instruction.as_deref(), &options.instruction_format)?;
+        let max_length = options.max_length.unwrap_or_else(|| model.max_length());
+        Ok(move |text: &str| {
+            let ids = self.tokenizer.encode_start(&instruction.apply(text), max_length)?;
+            let sequence = encode_text(&ids, self.special_ids(), max_length);
+            if sequence.truncated && !options.truncate {
+                return Err(Error::Truncated { max_length });
+            }
+            Ok(sequence)
+        })
+    }
+
+    pub(super) fn embedder(&self) -> Result<&EncoderModel, Error> {
         match &self.model {
             Model::Encoder(model) if !model.encoder().is_reranker() => Ok(model),
             Model::Encoder(_) | Model::Decoder(_) => {
@@ -71,11 +88,29 @@ impl Engine {
     }
 }
 
+impl Engine {
+    /// Tokens of a pair, or of a text for an embedding model, unless the caller says otherwise.
+    pub fn max_length(&self) -> usize {
+        self.embedder().map_or(super::score::MAX_LENGTH_DEFAULT, EncoderModel::max_length)
+    }
+
+    /// How an embedding model's vectors are pooled unless the caller says otherwise; `None` for a reranker.
+    pub fn default_pooling(&self) -> Option<Pooling> {
+        self.embedder().ok().map(EncoderModel::pooling)
+    }
+}
+
 impl EncoderModel {
     /// Tokens of a text unless the caller says otherwise.
     fn max_length(&self) -> usize {
         let stated = self.sentence_transformers.as_ref().and_then(|s| s.max_seq_length);
         stated.unwrap_or_else(|| MAX_LENGTH_DEFAULT.min(self.config().max_tokens()))
+    }
+
+    /// How vectors are made: pooled, and whether scaled to length 1.
+    pub(super) fn vector_of(&self, options: &EmbedOptions) -> (Pooling, bool) {
+        let stated = self.sentence_transformers.as_ref().is_none_or(|stated| stated.normalize);
+        (options.pooling.unwrap_or_else(|| self.pooling()), options.normalize.unwrap_or(stated))
     }
 
     /// How the model's vectors are pooled: as its files say, else by the first token.

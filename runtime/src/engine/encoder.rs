@@ -8,8 +8,8 @@ use outcrop_models::encoder::{Activations, Batch, Encoder, check_sequence};
 use outcrop_models::input::{PairSequence, Sequence};
 use outcrop_models::{Reading, Stream};
 
-use super::Engine;
 use super::replica::{InFlight, Replica, distribute};
+use super::{Engine, Output};
 use crate::Error;
 use crate::packing::pack;
 
@@ -20,14 +20,6 @@ pub(super) struct EncoderModel {
     /// Pooling and limits of an embedding model, where its files state them.
     pub(super) sentence_transformers: Option<SentenceTransformers>,
     pub(super) record_graphs: bool,
-}
-
-/// What came of one sequence.
-pub(super) struct Output {
-    /// Its score, or its vector.
-    pub(super) values: Vec<f32>,
-    pub(super) tokens: usize,
-    pub(super) truncated: bool,
 }
 
 /// The texts of a call.
@@ -64,19 +56,20 @@ impl EncoderModel {
 }
 
 impl Engine {
-    /// Runs `forward` over packed batches of the texts and returns one output per text, in order.
+    /// Runs `forward` over packed batches of the texts, on `replicas` of the model, and returns one output per text, in order.
     ///
     /// `forward` gives equally many values for each sequence of its batch. A text whose sequence the model cannot hold fails alone.
     pub(super) fn run_encoder(
         &self,
         model: &EncoderModel,
+        replicas: &[Replica<Encoder, Activations>],
         texts: &Texts<impl Fn(usize) -> usize, impl Fn(usize) -> Result<Sequence, Error> + Sync + Send>,
         forward: impl Fn(&Encoder, &Stream, &mut Activations, &Batch) -> Result<Reading, Error> + Sync,
     ) -> Result<Vec<Result<Output, Error>>, Error> {
         let longest = AtomicUsize::new(0);
         let mut outputs = self.within_memory(&longest, |batch_tokens| {
-            let mut batches = Batches::new(self, model, texts, batch_tokens, &longest);
-            let found = distribute(&model.replicas, &mut batches, |replica, batches| {
+            let mut batches = Batches::new(self, model, replicas.len(), texts, batch_tokens, &longest);
+            let found = distribute(replicas, &mut batches, |replica, batches| {
                 run_batches(model, replica, batches, batch_tokens, &forward)
             })?;
             let found = found.into_iter().map(|(i, output)| (i, Ok(output)));
@@ -130,7 +123,7 @@ fn outputs((members, reading): (Members, Reading)) -> Result<Vec<(usize, Output)
     let of_each = values.chunks_exact((values.len() / members.len().max(1)).max(1));
     let output = |((i, sequence), values): ((usize, Sequence), &[f32])| {
         let (tokens, truncated) = (sequence.input_ids.len(), sequence.truncated);
-        (i, Output { values: values.to_vec(), tokens, truncated })
+        (i, Output { values: values.to_vec(), tokens, truncated, tokens_after: tokens })
     };
     Ok(members.into_iter().zip(of_each).map(output).collect())
 }
@@ -163,6 +156,7 @@ impl<'a, E: Fn(usize) -> Result<Sequence, Error> + Sync + Send> Batches<'a, E> {
     fn new(
         engine: &'a Engine,
         model: &'a EncoderModel,
+        num_replicas: usize,
         texts: &'a Texts<impl Fn(usize) -> usize, E>,
         batch_tokens: usize,
         longest: &'a AtomicUsize,
@@ -174,7 +168,7 @@ impl<'a, E: Fn(usize) -> Result<Sequence, Error> + Sync + Send> Batches<'a, E> {
                 order.sort_by_key(|i| std::cmp::Reverse((texts.len)(*i)));
                 let tokens_max = model.config().max_tokens();
                 let tokens = |i: usize| ((texts.len)(i) / TOKEN_BYTES).min(tokens_max);
-                windows(order, tokens, batch_tokens * model.replicas.len())
+                windows(order, tokens, batch_tokens * num_replicas)
             }
         };
         let (waiting, ready, failed) = Default::default();

@@ -2,6 +2,7 @@
 
 mod decoder;
 mod embed;
+mod encoded;
 mod encoder;
 mod measure;
 mod replica;
@@ -19,6 +20,7 @@ use outcrop_models::{CpuStream, ElementType, Stream};
 use rayon::prelude::*;
 
 use self::decoder::DecoderModel;
+pub(crate) use self::encoded::{Encoded, Mode, Terms};
 use self::encoder::EncoderModel;
 pub use self::measure::Timings;
 use self::replica::Replica;
@@ -42,6 +44,8 @@ pub struct Engine {
     /// Tokenises, and merges adapters.
     host: Arc<CpuStream>,
     choice: DeviceChoice,
+    /// The type of matrices on the CPU.
+    held_type: ElementType,
     config: Config,
     model: Model,
     tokenizer: Tokenizer,
@@ -58,6 +62,26 @@ pub struct Engine {
 enum Model {
     Encoder(EncoderModel),
     Decoder(DecoderModel),
+}
+
+impl Model {
+    /// The first device's; the others are like it.
+    fn stream(&self) -> &Stream {
+        match self {
+            Self::Encoder(model) => &model.replicas[0].stream,
+            Self::Decoder(model) => &model.replicas[0].stream,
+        }
+    }
+}
+
+/// What came of one sequence.
+pub(crate) struct Output {
+    /// A score for every cutoff, one for a model without cutoffs, or a vector.
+    pub(crate) values: Vec<f32>,
+    pub(crate) tokens: usize,
+    pub(crate) truncated: bool,
+    /// Tokens left behind the last layer run.
+    pub(crate) tokens_after: usize,
 }
 
 /// The score of one pair.
@@ -133,19 +157,20 @@ impl Engine {
         check_options(&config, options)?;
         let host = CpuStream::new(options.threads)?;
         // A vocabulary of 250 000 pieces takes about as long to read as a GPU to start and to take in an encoder's weights.
-        let (choice, batch_tokens_default, model, tokenizer) = std::thread::scope(|scope| {
+        let (choice, model, tokenizer) = std::thread::scope(|scope| {
             let tokenizer = Tokenizing(scope.spawn(|| checkpoint.tokenizer()));
             let (streams, choice) = open_streams(&config, &checkpoint, options, &host)?;
-            let batch_tokens_default = match streams[0] {
-                Stream::Cpu(_) => CPU_BATCH_TOKENS_DEFAULT,
-                Stream::Cuda(_) => GPU_BATCH_TOKENS_DEFAULT,
-            };
             let (model, tokenizer) = open_model(&config, &checkpoint, options, &host, streams, tokenizer)?;
-            Ok::<_, Error>((choice, batch_tokens_default, model, tokenizer))
+            Ok::<_, Error>((choice, model, tokenizer))
         })?;
+        let batch_tokens_default = match model.stream() {
+            Stream::Cpu(_) => CPU_BATCH_TOKENS_DEFAULT,
+            Stream::Cuda(_) => GPU_BATCH_TOKENS_DEFAULT,
+        };
         let engine = Self {
             host,
             choice,
+            held_type: options.dtype.element_type().unwrap_or(stored_type(&checkpoint)),
             config,
             model,
             tokenizer,
@@ -174,15 +199,38 @@ impl Engine {
 
     /// Kernels that the first GPU has loaded so far; none on the CPU.
     pub fn loaded_kernels(&self) -> Vec<LoadedKernel> {
-        match &self.model {
-            Model::Encoder(model) => model.replicas[0].stream.loaded_kernels(),
-            Model::Decoder(model) => model.replicas[0].stream.loaded_kernels(),
+        self.model.stream().loaded_kernels()
+    }
+
+    /// The type in which matrices are held; on a GPU also the type in which they are multiplied.
+    pub fn element_type(&self) -> ElementType {
+        match self.model.stream() {
+            Stream::Cpu(_) => self.held_type,
+            Stream::Cuda(stream) => stream.operand_type(),
         }
     }
 
     /// The model's configuration.
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// The model's tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// Elements of a state, and of a vector.
+    pub fn hidden_size(&self) -> usize {
+        match &self.config {
+            Config::Encoder(config) => config.hidden_size,
+            Config::Decoder(config) => config.hidden_size,
+        }
+    }
+
+    /// Whether passages can be compressed.
+    pub fn can_compress(&self) -> bool {
+        matches!(&self.config, Config::Decoder(config) if matches!(config.family, DecoderFamily::Gemma2(_)))
     }
 
     /// Whether the model has a scoring head. Without one it embeds, and ranks by cosine.
@@ -313,8 +361,28 @@ fn open_streams(
         (Dtype::F32, Device::Auto) => device::streams(&Device::Cpu, ElementType::F32, host)?,
         _ => device::streams(&options.device, operand_type(config, checkpoint, options.dtype), host)?,
     };
+    if options.fold_norms
+        && let Some(reason) = streams.iter().find_map(|stream| objection_to_folding(config, stream))
+    {
+        return Err(Error::CannotFoldNorms { reason });
+    }
     streams.iter().for_each(|stream| stream.set_programmatic_launch(options.programmatic_launch));
     Ok((streams, choice))
+}
+
+/// Why the norms of a model that has such norms cannot be folded where it runs.
+fn objection_to_folding(config: &Config, stream: &Stream) -> Option<&'static str> {
+    let is_gemma =
+        matches!(config, Config::Decoder(config) if matches!(config.family, DecoderFamily::Gemma(_)));
+    match stream {
+        Stream::Cpu(_) => Some(
+            "the CPU computes in f32 and would save nothing; run on a GPU (--device cuda), or leave it out",
+        ),
+        Stream::Cuda(_) if is_gemma && stream.operand_type() == ElementType::F16 => Some(
+            "Gemma's residual stream exceeds the range of f16, in which products would read it; take bf16 (--dtype bf16), or leave it out",
+        ),
+        Stream::Cuda(_) => None,
+    }
 }
 
 /// A replica of the model on every stream.
@@ -360,6 +428,7 @@ fn open_model(
                     heads: options.heads.unwrap_or_default(),
                     attention_softcap: options.attention_softcap,
                     gelu: options.gelu,
+                    fold_norms: options.fold_norms,
                 };
                 let decoder = Decoder::open(Arc::clone(checkpoint), decoder_config, yes, decoder_options)?;
                 Ok(Replica::new(stream, decoder))
@@ -378,23 +447,33 @@ fn operand_type(config: &Config, checkpoint: &Checkpoint, dtype: Dtype) -> Eleme
         Dtype::F16 => ElementType::F16,
         Dtype::BF16 => ElementType::BF16,
         Dtype::F32 => ElementType::F32,
-        Dtype::Auto => match checkpoint.tensors().next().map(|tensor| tensor.dtype) {
-            Some(outcrop_loader::Dtype::F16) => ElementType::F16,
-            Some(outcrop_loader::Dtype::BF16) => ElementType::BF16,
-            _ if matches!(config, Config::Decoder(_)) => ElementType::BF16,
-            _ => ElementType::F16,
+        Dtype::Auto => match stored_type(checkpoint) {
+            ElementType::F32 if matches!(config, Config::Decoder(_)) => ElementType::BF16,
+            ElementType::F32 => ElementType::F16,
+            stored => stored,
         },
+    }
+}
+
+/// The type of the weights in the files: the first one's.
+fn stored_type(checkpoint: &Checkpoint) -> ElementType {
+    match checkpoint.tensors().next().map(|tensor| tensor.dtype) {
+        Some(outcrop_loader::Dtype::F16) => ElementType::F16,
+        Some(outcrop_loader::Dtype::BF16) => ElementType::BF16,
+        _ => ElementType::F32,
     }
 }
 
 /// Refuses what the model has no use for.
 fn check_options(config: &Config, options: &EngineOptions) -> Result<(), Error> {
-    let (has_gelu, has_softcap, has_cutoffs, is_decoder) = match config {
-        Config::Encoder(_) => (false, false, false, false),
+    let (has_gelu, has_softcap, has_cutoffs, is_decoder, folds) = match config {
+        Config::Encoder(_) => (false, false, false, false, false),
         Config::Decoder(config) => match &config.family {
-            DecoderFamily::Gemma(_) => (true, false, false, true),
-            DecoderFamily::MiniCpm(_) => (false, false, true, true),
-            DecoderFamily::Gemma2(gemma2) => (true, gemma2.attn_logit_softcapping.is_some(), true, true),
+            DecoderFamily::Gemma(_) => (true, false, false, true, true),
+            DecoderFamily::MiniCpm(_) => (false, false, true, true, true),
+            DecoderFamily::Gemma2(gemma2) => {
+                (true, gemma2.attn_logit_softcapping.is_some(), true, true, false)
+            }
         },
     };
     let refused = [
@@ -403,6 +482,8 @@ fn check_options(config: &Config, options: &EngineOptions) -> Result<(), Error> 
         ("heads", options.heads.is_some() && !has_cutoffs),
         ("prefix_sharing", !options.prefix_sharing && !is_decoder),
         ("adapters", !options.adapters.is_empty() && !is_decoder),
+        // Gemma 2 has norms behind its blocks too, which cannot be folded.
+        ("fold_norms", options.fold_norms && !folds),
     ];
     match refused.into_iter().find(|(_, is_refused)| *is_refused) {
         Some((option, _)) => Err(Error::NoSuchOption { option, architecture: config.architecture().name() }),

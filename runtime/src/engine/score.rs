@@ -1,32 +1,34 @@
 //! Scores of pairs, and rankings.
 
 use outcrop_models::decoder::MAX_TOKENS;
+use outcrop_models::encoder::{self, Encoder};
 use outcrop_models::input::{
     PairLimits, PairSequence, Prompt, Sequence, SpecialIds, encode_pair, encode_prompted_pair,
 };
 
-use super::decoder::{DecoderModel, Output};
+use super::decoder::DecoderModel;
 use super::encoder::{EncoderModel, Texts};
 use super::replica::Replica;
-use super::{Engine, LayerScore, Model, Ranked, Ranking, Score, encoder};
+use super::{Embedding, Engine, LayerScore, Mode, Model, Output, Ranked, Ranking, Score, Terms};
 use crate::options::Instruction;
 use crate::schedule::Schedule;
 use crate::{Cutoffs, EmbedOptions, Error, ScoreOptions, Warning};
 
 /// The reference's limit of a pair, in tokens.
-const MAX_LENGTH_DEFAULT: usize = 512;
+pub(super) const MAX_LENGTH_DEFAULT: usize = 512;
 
 /// The options of a call, checked against the model once.
-struct Plan<'a> {
-    query: Instruction<'a>,
-    passage: Instruction<'a>,
+pub(super) struct Plan<'a> {
+    pub(super) query: Instruction<'a>,
+    pub(super) passage: Instruction<'a>,
     limits: PairLimits,
-    frame: Frame<'a>,
+    truncate: bool,
+    pub(super) frame: Frame<'a>,
     normalize: bool,
 }
 
 /// What stands around query and passage, and the model that reads it.
-enum Frame<'a> {
+pub(super) enum Frame<'a> {
     Encoder { model: &'a EncoderModel, special: SpecialIds<'a> },
     Decoder { model: &'a DecoderModel, prompt: Vec<u32>, schedule: Schedule },
 }
@@ -48,14 +50,23 @@ impl Engine {
         self.score_texts(&plan, Texts { count: pairs.len(), len, encode: |i| self.encode(&plan, &pairs[i]) })
     }
 
+    /// The sequence of a pair, as the model reads it.
     fn encode<Q: AsRef<str> + Sync, P: AsRef<str> + Sync>(
         &self,
         plan: &Plan<'_>,
         (query, passage): &(Q, P),
     ) -> Result<PairSequence, Error> {
-        let query = self.tokenizer.encode(&plan.query.apply(query.as_ref()))?;
-        let passage = self.tokenizer.encode(&plan.passage.apply(passage.as_ref()))?;
-        Ok(plan.join(&query, &passage))
+        plan.join(&self.query_ids(plan, query.as_ref())?, &self.passage_ids(plan, passage.as_ref())?)
+    }
+
+    /// The ids of a query, as many as are kept and one more.
+    pub(super) fn query_ids(&self, plan: &Plan<'_>, query: &str) -> Result<Vec<u32>, Error> {
+        Ok(self.tokenizer.encode_start(&plan.query.apply(query), plan.limits.query_max_length)?)
+    }
+
+    /// The ids of a passage, as many as are kept and one more.
+    pub(super) fn passage_ids(&self, plan: &Plan<'_>, passage: &str) -> Result<Vec<u32>, Error> {
+        Ok(self.tokenizer.encode_start(&plan.passage.apply(passage), plan.limits.max_length)?)
     }
 
     /// Checks `options` against the model without running it: the error that [`Engine::score`] would refuse them with, or what
@@ -105,10 +116,7 @@ impl Engine {
         passage: &str,
         options: &ScoreOptions,
     ) -> Result<PairSequence, Error> {
-        let plan = self.plan(options)?;
-        let query = self.tokenizer.encode(&plan.query.apply(query))?;
-        let passage = self.tokenizer.encode(&plan.passage.apply(passage))?;
-        Ok(plan.join(&query, &passage))
+        self.encode(&self.plan(options)?, &(query, passage))
     }
 
     /// Scores every passage against one query and orders them, best first. The query is tokenised once, and a decoder computes
@@ -128,13 +136,10 @@ impl Engine {
             return self.rerank_by_cosine(query, passages, options);
         }
         let plan = self.plan(options)?;
-        let query = self.tokenizing(|| self.tokenizer.encode(&plan.query.apply(query)))?;
-        let encode = |i: usize| {
-            let passage = self.tokenizer.encode(&plan.passage.apply(passages[i].as_ref()))?;
-            Ok(plan.join(&query, &passage))
-        };
+        let query = self.tokenizing(|| self.query_ids(&plan, query))?;
+        let encode = |i: usize| plan.join(&query, &self.passage_ids(&plan, passages[i].as_ref())?);
         let texts = Texts { count: passages.len(), len: |i: usize| passages[i].as_ref().len(), encode };
-        Ok(Ranking::from_scores(self.score_texts(&plan, texts)?))
+        Ok(self.score_texts(&plan, texts)?.into())
     }
 
     fn rerank_by_cosine<P: AsRef<str> + Sync>(
@@ -143,31 +148,29 @@ impl Engine {
         passages: &[P],
         options: &ScoreOptions,
     ) -> Result<Ranking, Error> {
+        let [for_query, for_passages] = self.cosine_options(options)?;
+        // One text in, one result out; the fallback cannot be reached.
+        let query = self.embed(&[query], &for_query)?.pop().unwrap_or_else(|| Err(self.non_finite()))?;
+        let passages = self.embed(passages, &for_passages)?;
+        let scores = passages.into_iter().map(|passage| Ok(passage?.cosine(&query)));
+        Ok(scores.collect::<Vec<_>>().into())
+    }
+
+    /// How query and passages are embedded to be ranked by cosine.
+    pub(crate) fn cosine_options(&self, options: &ScoreOptions) -> Result<[EmbedOptions; 2], Error> {
         self.refuse_decoder_options(options)?;
         let embed_options = |instruction: &Option<String>, format: &String| EmbedOptions {
             max_length: options.max_length,
+            truncate: options.truncate,
             normalize: Some(true),
             pooling: None,
             instruction: instruction.clone(),
             instruction_format: format.clone(),
         };
-        let for_query = embed_options(&options.query_instruction, &options.query_instruction_format);
-        let for_passages = embed_options(&options.passage_instruction, &options.passage_instruction_format);
-        // One text in, one result out; the fallback cannot be reached.
-        let query = self.embed(&[query], &for_query)?.pop().unwrap_or_else(|| Err(self.non_finite()))?;
-        let scores = self.embed(passages, &for_passages)?.into_iter().map(|passage| {
-            let passage = passage?;
-            let products =
-                query.vector.iter().zip(&passage.vector).map(|(q, p)| f64::from(*q) * f64::from(*p));
-            Ok(Score {
-                score: products.sum(),
-                tokens: passage.tokens,
-                truncated: passage.truncated,
-                layer_scores: Vec::new(),
-                tokens_after: None,
-            })
-        });
-        Ok(Ranking::from_scores(scores.collect()))
+        Ok([
+            embed_options(&options.query_instruction, &options.query_instruction_format),
+            embed_options(&options.passage_instruction, &options.passage_instruction_format),
+        ])
     }
 
     fn score_texts(
@@ -176,59 +179,45 @@ impl Engine {
         texts: Texts<impl Fn(usize) -> usize, impl Fn(usize) -> Result<PairSequence, Error> + Sync + Send>,
     ) -> Result<Vec<Result<Score, Error>>, Error> {
         let Texts { count, len, encode } = texts;
-        match &plan.frame {
+        let outputs = match &plan.frame {
             Frame::Encoder { model, .. } => {
                 let texts = Texts { count, len, encode: |i| Ok(encode(i)?.sequence) };
-                self.score_with_encoder(model, &texts, plan.normalize)
+                self.run_scores(model, &model.replicas, &texts)?
             }
             Frame::Decoder { model, schedule, .. } => {
-                self.score_with_decoder(model, self.encode_all(count, encode), schedule, plan.normalize)
+                self.run_decoder(model, &model.replicas, self.encode_all(count, encode), schedule)?
             }
-        }
+        };
+        let terms = plan.terms(self);
+        Ok(outputs.into_iter().map(|output| self.score_of(output?, &terms)).collect())
     }
 
-    fn score_with_encoder(
+    /// Runs the pairs to scores, on `replicas` of an encoder.
+    pub(super) fn run_scores(
         &self,
         model: &EncoderModel,
+        replicas: &[Replica<Encoder, encoder::Activations>],
         texts: &Texts<impl Fn(usize) -> usize, impl Fn(usize) -> Result<Sequence, Error> + Sync + Send>,
-        normalize: bool,
-    ) -> Result<Vec<Result<Score, Error>>, Error> {
-        let outputs = self.run_encoder(model, texts, |encoder, stream, act, batch| {
+    ) -> Result<Vec<Result<Output, Error>>, Error> {
+        self.run_encoder(model, replicas, texts, |encoder, stream, act, batch| {
             encoder.scores(stream, act, batch)?.ok_or_else(|| self.not_a_reranker())
-        })?;
-        let score = |encoder::Output { values, tokens, truncated }| {
-            // One value of each pair.
-            let score = self.finish(values.first().copied().unwrap_or(f32::NAN), normalize)?;
-            Ok(Score { score, tokens, truncated, layer_scores: Vec::new(), tokens_after: None })
-        };
-        Ok(outputs.into_iter().map(|output| output.and_then(score)).collect())
+        })
     }
 
-    fn score_with_decoder(
-        &self,
-        model: &DecoderModel,
-        pairs: Vec<Result<PairSequence, Error>>,
-        schedule: &Schedule,
-        normalize: bool,
-    ) -> Result<Vec<Result<Score, Error>>, Error> {
-        let has_cutoffs = self.allowed_cutoffs().is_some();
-        let score = |output: Output| {
-            let layers = schedule.cutoffs.iter().zip(output.scores);
-            let layer_scores: Vec<LayerScore> = layers
-                .map(|(layer, raw)| Ok(LayerScore { layer: *layer, score: self.finish(raw, normalize)? }))
-                .collect::<Result<_, Error>>()?;
-            let sequence = output.pair.sequence;
-            Ok(Score {
-                // A schedule has at least one cutoff.
-                score: layer_scores.last().map_or(f64::NAN, |deepest| deepest.score),
-                tokens: sequence.input_ids.len(),
-                truncated: sequence.truncated,
-                layer_scores: if has_cutoffs { layer_scores } else { Vec::new() },
-                tokens_after: schedule.has_compression().then_some(output.tokens_after),
-            })
-        };
-        let outputs = self.run_decoder(model, pairs, schedule)?;
-        Ok(outputs.into_iter().map(|output| output.and_then(score)).collect())
+    /// A pair's output as the caller wants it: its values are those of the cutoffs of `terms`.
+    pub(crate) fn score_of(&self, output: Output, terms: &Terms) -> Result<Score, Error> {
+        let Output { values, tokens, truncated, tokens_after } = output;
+        let scores: Vec<f64> =
+            values.into_iter().map(|raw| self.finish(raw, terms.normalize)).collect::<Result<_, _>>()?;
+        let layers = terms.cutoffs.iter().zip(&scores).filter(|_| terms.reports_layers);
+        Ok(Score {
+            // There is at least one.
+            score: scores.last().copied().unwrap_or(f64::NAN),
+            tokens,
+            truncated,
+            layer_scores: layers.map(|(layer, score)| LayerScore { layer: *layer, score: *score }).collect(),
+            tokens_after: terms.compresses.then_some(tokens_after),
+        })
     }
 
     /// A raw score as the caller wants it.
@@ -240,7 +229,7 @@ impl Engine {
         Ok(if normalize { 1.0 / (1.0 + (-raw).exp()) } else { raw })
     }
 
-    fn plan<'a>(&'a self, options: &'a ScoreOptions) -> Result<Plan<'a>, Error> {
+    pub(super) fn plan<'a>(&'a self, options: &'a ScoreOptions) -> Result<Plan<'a>, Error> {
         let (frame, default_query, default_passage) = match &self.model {
             Model::Encoder(model) => {
                 if !model.encoder().is_reranker() {
@@ -262,6 +251,7 @@ impl Engine {
             query: Instruction::parse(query, &options.query_instruction_format)?,
             passage: Instruction::parse(passage, &options.passage_instruction_format)?,
             limits: PairLimits::new(max_length, options.query_max_length),
+            truncate: options.truncate,
             frame,
             normalize: options.normalize,
         })
@@ -288,8 +278,7 @@ impl Engine {
             (None, Some(allowed)) => vec![allowed.last],
             (None, None) => vec![config.num_hidden_layers],
         };
-        let can_compress = matches!(config.family, outcrop_loader::DecoderFamily::Gemma2(_));
-        if options.compression.is_some() && !can_compress {
+        if options.compression.is_some() && !self.can_compress() {
             return Err(self.no_such_option("compress_ratio"));
         }
         Ok(Schedule::new(cutoffs, options.compression.clone()))
@@ -308,7 +297,7 @@ impl Engine {
         }
     }
 
-    fn not_a_reranker(&self) -> Error {
+    pub(super) fn not_a_reranker(&self) -> Error {
         Error::NotAReranker { architecture: self.config.architecture().name() }
     }
 
@@ -319,20 +308,60 @@ impl Engine {
 }
 
 impl Plan<'_> {
+    /// What is to be computed of its pairs, and reported.
+    pub(super) fn terms(&self, engine: &Engine) -> Terms {
+        let (mode, cutoffs, compresses) = match &self.frame {
+            Frame::Encoder { .. } => (Mode::Score, Vec::new(), false),
+            Frame::Decoder { schedule, .. } => (
+                Mode::Layers(schedule.effective_compression()),
+                schedule.cutoffs.clone(),
+                schedule.has_compression(),
+            ),
+        };
+        let reports_layers = engine.allowed_cutoffs().is_some();
+        Terms { mode, cutoffs, normalize: self.normalize, reports_layers, compresses }
+    }
+
     /// The sequence of a pair from the ids of its texts.
-    fn join(&self, query: &[u32], passage: &[u32]) -> PairSequence {
-        match &self.frame {
+    pub(super) fn join(&self, query: &[u32], passage: &[u32]) -> Result<PairSequence, Error> {
+        let pair = match &self.frame {
             Frame::Encoder { special, .. } => encode_pair(query, passage, *special, self.limits),
             Frame::Decoder { model, prompt, .. } => {
                 let prompt = Prompt { bos: model.bos, separator: &model.separator, prompt };
                 encode_prompted_pair(query, passage, prompt, self.limits)
             }
+        };
+        if pair.sequence.truncated && !self.truncate {
+            return Err(Error::Truncated { max_length: self.limits.max_length });
+        }
+        Ok(pair)
+    }
+}
+
+impl Embedding {
+    /// The cosine of a passage's vector and a query's, both of length 1.
+    pub(crate) fn cosine(self, query: &Self) -> Score {
+        let products = query.vector.iter().zip(&self.vector).map(|(q, p)| f64::from(*q) * f64::from(*p));
+        Score {
+            score: products.sum(),
+            tokens: self.tokens,
+            truncated: self.truncated,
+            layer_scores: Vec::new(),
+            tokens_after: None,
         }
     }
 }
 
-impl Ranking {
-    fn from_scores(scores: Vec<Result<Score, Error>>) -> Self {
+impl From<Ranked> for Score {
+    fn from(ranked: Ranked) -> Self {
+        let Ranked { score, tokens, truncated, layer_scores, tokens_after, .. } = ranked;
+        Self { score, tokens, truncated, layer_scores, tokens_after }
+    }
+}
+
+impl From<Vec<Result<Score, Error>>> for Ranking {
+    /// The scores of passages, in the order of the passages.
+    fn from(scores: Vec<Result<Score, Error>>) -> Self {
         let mut ranking = Self::default();
         for (index, score) in scores.into_iter().enumerate() {
             match score {

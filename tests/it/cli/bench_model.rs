@@ -339,4 +339,10 @@ fn on_the_emulator() {
         assert!(kernels.iter().all(launched), "{row}");
         assert!(row["device_ms"].as_f64() > Some(0.0), "{row}");
     }
+    // The prompt of a decoder leaves less room.
+    let gemma = crate::fixtures::path("gemma");
+    let texts = QUICK.map(|word| if word == "fixed:40" { "fixed:80" } else { word });
+    let more = ["--device", &device, "--json", "--dtype", "bf16", "--compare", "fold-norms"];
+    let found = record(&bench(gemma.to_str().unwrap(), &[&texts[..], &more].concat()));
+    assert_eq!(names(&found), ["1x2/fixed:80/bf16", "1x2/fixed:80/bf16/fold-norms:on"]);
 }

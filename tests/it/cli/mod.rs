@@ -80,12 +80,12 @@ fn run(command: &mut Command, input: &[u8]) -> Ran {
 }
 
 /// Starts the program with all three streams as pipes, and without a network.
-fn spawn<A: AsRef<OsStr>>(args: impl IntoIterator<Item = A>) -> Child {
+pub(crate) fn spawn<A: AsRef<OsStr>>(args: impl IntoIterator<Item = A>) -> Child {
     command(args).spawn().unwrap()
 }
 
 /// The program with all three streams as pipes, and without a network.
-fn command<A: AsRef<OsStr>>(args: impl IntoIterator<Item = A>) -> Command {
+pub(crate) fn command<A: AsRef<OsStr>>(args: impl IntoIterator<Item = A>) -> Command {
     let mut command = Command::new(program());
     // What these tests expect to the last digit is what the CPU computes.
     command.args(args).env("HF_HUB_OFFLINE", "1").env("OUTCROP_DEVICE", "cpu");

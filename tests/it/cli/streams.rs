@@ -123,7 +123,7 @@ fn a_closed_pipe_ends_the_program_quietly() {
     writer.join().unwrap();
 }
 
-/// What has been computed is in the output file when the program is killed.
+/// What has been computed is in a file beside the output when the program is killed, and the output has not its name.
 #[test]
 fn an_interruption_keeps_what_is_done() {
     let dir = tempfile::tempdir().unwrap();
@@ -132,7 +132,8 @@ fn an_interruption_keeps_what_is_done() {
     let mut stdin = child.stdin.take().unwrap();
     stdin.write_all(PAIR.repeat(5).as_bytes()).unwrap();
     let started = Instant::now();
-    let written = || fs::read_to_string(&output).unwrap_or_default();
+    let part = dir.path().join("out.jsonl.part");
+    let written = || fs::read_to_string(&part).unwrap_or_default();
     while written().lines().count() < 5 {
         assert!(started.elapsed() < Duration::from_secs(60), "no results: {}", written());
         thread::sleep(Duration::from_millis(20));
@@ -140,6 +141,7 @@ fn an_interruption_keeps_what_is_done() {
     // The input is still open: the program waits for more.
     child.kill().unwrap();
     child.wait().unwrap();
+    assert!(!output.exists());
     for line in written().lines() {
         assert!(serde_json::from_str::<Value>(line).unwrap()["score"].is_number());
     }

@@ -4,12 +4,14 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::builder::PossibleValuesParser;
-use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use clap::{Args as ClapArgs, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use outcrop::{Device, doctor};
 
 pub(crate) use crate::bench::args::{BenchArgs, Benchmark, Compared, KernelsArgs, ModelBenchArgs};
 use crate::dtype::Dtype;
+use crate::score::shard::Shard;
+pub(crate) use crate::serve::args::ServeArgs;
 use crate::synth::{Family, Size, Task};
 
 /// Score (query, passage) pairs with reranker models.
@@ -38,12 +40,32 @@ pub(crate) struct Args {
     pub(crate) quiet: bool,
 }
 
+/// The arguments of this process. Those of `serve` may also be given by the environment.
+pub(crate) fn parse() -> Args {
+    let matches = command().get_matches();
+    Args::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+}
+
+/// The command line, every flag of `serve` with its environment variable: `--max-batch-tokens` is `OUTCROP_MAX_BATCH_TOKENS`.
+pub(crate) fn command() -> clap::Command {
+    Args::command().mut_subcommand("serve", |serve| {
+        serve.mut_args(|arg| match arg.get_long() {
+            Some(long) if arg.get_env().is_none() => {
+                let name = format!("OUTCROP_{}", long.replace('-', "_").to_uppercase());
+                arg.env(name)
+            }
+            _ => arg,
+        })
+    })
+}
+
 /// A command.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Rerank(RerankArgs),
     Score(ScoreArgs),
     Embed(EmbedArgs),
+    Serve(ServeArgs),
     Inspect(InspectArgs),
     Convert(ConvertArgs),
     Synth(SynthArgs),
@@ -79,6 +101,10 @@ pub(crate) struct EngineArgs {
     /// doctor` says so. Scores do not change.
     #[arg(long)]
     pub(crate) programmatic_launch: bool,
+    /// Fold the RMSNorms of v2-gemma and MiniCPM into their matrices, on a GPU, for weights stored in f32. Scores move by no more than the
+    /// rounding of 16 bits moves them.
+    #[arg(long)]
+    pub(crate) fold_norms: bool,
     /// Number of threads; all cores if not given.
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<NonZeroUsize>,
@@ -269,28 +295,55 @@ pub(crate) struct RerankArgs {
 
 /// Score the pairs of a file, line by line.
 ///
-/// Results come in the order of the input and are written as they are computed.
+/// Results come in the order of the input and are written as they are computed: into FILE.part, which becomes FILE when it is
+/// complete, or to standard output.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "\
 Examples:
   outcrop score --model BAAI/bge-reranker-base --input pairs.jsonl --output scores.jsonl
   outcrop score --model ./model --input pairs.tsv --normalize
+  outcrop score --model ./model --input pairs.parquet --output scores.parquet --resume
+  outcrop score --model ./model --input pairs.jsonl --output scores-3.jsonl --shard 3/8
   outcrop score --model ./minicpm-layerwise --input pairs.jsonl --cutoff-layers 8,16,28
   outcrop score --model ./lightweight --input pairs.jsonl --cutoff-layers 25 --compress-ratio 2
   zcat pairs.jsonl.gz | outcrop score --model ./model --input - | gzip > scores.jsonl.gz
 
 Input lines:   {\"id\": \"a1\", \"query\": \"...\", \"passage\": \"...\"}     (id is optional; \"document\" is the same as \"passage\")
+               {\"id\": \"a2\", \"query\": \"...\", \"passages\": [\"...\", ...]}     (\"documents\" is the same)
+               {\"custom_id\": \"a3\", \"method\": \"POST\", \"url\": \"/v1/rerank\", \"body\": {...}}     (as for vLLM's run-batch)
                or, in a file named *.tsv, query<TAB>passage
+               or, in a file named *.parquet, rows with columns id, query and passage or passages
 Output lines:  {\"id\": \"a1\", \"score\": 1.25, \"tokens\": 87, \"truncated\": false}
+               {\"id\": \"a2\", \"index\": 0, \"score\": 0.5, ...}     (one for each passage of a list)
                {\"id\": \"a2\", \"error\": \"...\"}
-A line without an id is named by its number, counted from 1: {\"line\": 7, ...}. Blank lines are skipped.
-With several cutoff layers a line also has \"scores\": {\"8\": 0.5, \"28\": 1.25}, and the score is the deepest layer's;
-with compression it has \"tokens_after\": 61.")]
+               or, in a file named *.parquet, rows with the same columns
+A line without an id is named by its number, counted from 1: {\"line\": 7, ...}; a row by its own, counted from 0: {\"row\": 6, ...}.
+Blank lines are skipped. With several cutoff layers a line also has \"scores\": {\"8\": 0.5, \"28\": 1.25}, and the score is the
+deepest layer's; with compression it has \"tokens_after\": 61.
+
+A line for run-batch is answered as vLLM answers it, with scores in 0..1 unless its body has \"use_activation\": false. Its body may
+also have max_length, query_max_length, query_instruction, passage_instruction, prompt, cutoff_layers, compress_ratio and
+compress_layers, in place of the options here.
+
+The shards of a file follow one another: cat of their outputs is the output without --shard. Each shard needs its own --output.")]
 pub(crate) struct ScoreArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
     #[command(flatten)]
     pub(crate) lines: LinesArgs,
+    /// Score only part I of N consecutive parts of the input file, counted from 0.
+    #[arg(long, value_name = "I/N")]
+    pub(crate) shard: Option<Shard>,
+    /// Go on where the same command was interrupted, or start if there is nothing to go on from. The output is that of a run without an
+    /// interruption, byte for byte.
+    #[arg(long)]
+    pub(crate) resume: bool,
+    /// Time between two checkpoints, FILE.checkpoint: how much work an interruption may cost. 0: after every 64 lines.
+    #[arg(long, value_name = "SECONDS", default_value_t = 5)]
+    pub(crate) checkpoint_seconds: u64,
+    /// Write what is said at the end to a file as well, as a JSON object: pairs, tokens, failures, seconds and rates.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) summary: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) pair: PairArgs,
     #[command(flatten)]

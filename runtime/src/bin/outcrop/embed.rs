@@ -59,7 +59,7 @@ pub(crate) fn run(args: &EmbedArgs, quiet: bool) -> Result<Status, Error> {
         Config::Decoder(config) => config.hidden_size,
     };
     let mut vectors = Vectors::create(args.format, output, hidden_size)?;
-    let mut progress = Progress::new(&input, output, "texts", quiet);
+    let mut progress = Progress::new(input.bytes, output, "texts", quiet);
     let max_line_bytes = args.lines.max_line_bytes;
     input.for_each_block(max_line_bytes, |block| {
         let done = embed_block(&engine, &options, &block, max_line_bytes, &mut vectors, &mut progress);
@@ -72,6 +72,7 @@ pub(crate) fn run(args: &EmbedArgs, quiet: bool) -> Result<Status, Error> {
 fn options(args: &EmbedArgs) -> EmbedOptions {
     EmbedOptions {
         max_length: args.max_length,
+        truncate: true,
         normalize: match (args.normalize, args.no_normalize) {
             (true, _) => Some(true),
             (_, true) => Some(false),
@@ -96,7 +97,7 @@ fn embed_block(
 ) -> Result<(), Error> {
     let records: Vec<Record<String>> =
         block.lines.iter().filter_map(|line| json_text(line, max_line_bytes)).collect();
-    progress.blank += (block.lines.len() - records.len()) as u64;
+    progress.counts.blank += (block.lines.len() - records.len()) as u64;
     let texts: Vec<&str> =
         records.iter().filter_map(|record| record.body.as_ref().ok()).map(String::as_str).collect();
     let mut embeddings = engine.embed(&texts, options)?.into_iter();
@@ -110,7 +111,7 @@ fn embed_block(
         };
         match &result {
             Ok(embedding) => progress.result(embedding.tokens, embedding.truncated),
-            Err(_) => progress.failed += 1,
+            Err(_) => progress.counts.failed += 1,
         }
         vectors.write(record, result, progress)?;
     }

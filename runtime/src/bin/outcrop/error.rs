@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use clap::ValueEnum;
 use outcrop::loader::{self, AllowedCutoffs, Dtype};
 
+use crate::score::parquet::TableError;
+use crate::score::shard::Shard;
 use crate::synth::{Family, Size, Task};
 
 /// Why a command could not be carried out.
@@ -21,6 +23,37 @@ pub(crate) enum Error {
     /// A result could not be written.
     #[error("cannot write {to}")]
     Write { to: String, source: io::Error },
+    /// Results could not be written, and those that had been are kept.
+    #[error(
+        "cannot write {to}; when there is room, or the cause is gone, the same command with --resume goes on from the last checkpoint"
+    )]
+    WritePart { to: String, source: io::Error },
+    /// A Parquet file that cannot be used.
+    #[error("cannot use {path}")]
+    Table { path: String, source: Box<TableError> },
+    /// A Parquet file is made in a file beside it.
+    #[error("{} is not a regular file, and a .parquet file cannot be written into anything else; give an --output with another ending", path.display())]
+    TableNeedsFile { path: PathBuf },
+    /// What can be read only once has no parts.
+    #[error(
+        "--shard {shard} needs an input file, so that each run can read its part; {name} can only be read as a whole"
+    )]
+    ShardOfStream { name: String, shard: Shard },
+    /// Nothing to go on from.
+    #[error("--resume needs an input and an output that are files: --input FILE and --output FILE")]
+    ResumeNeedsFiles,
+    /// A checkpoint of another run.
+    #[error("{path} is from a run that was not the same: {}; give the same again, or leave out --resume to start over", differences.join("; "))]
+    OtherRun { path: String, differences: Vec<String> },
+    /// A file that is no checkpoint.
+    #[error("{path} is no checkpoint of `outcrop score` ({reason}); leave out --resume to start over")]
+    NoCheckpoint { path: String, reason: String },
+    /// Results that the checkpoint counts on are gone.
+    #[error("{} has {found} bytes, and its checkpoint counts on {bytes}: it was changed; leave out --resume to start over", path.display())]
+    PartTooShort { path: PathBuf, found: u64, bytes: u64 },
+    /// Another process is writing the same output.
+    #[error("{} is being written by another process; wait for it, or give another --output (each shard needs its own)", path.display())]
+    Locked { path: PathBuf },
     /// Input and output are one file.
     #[error("{} is the input; writing the output there would destroy it", path.display())]
     OutputIsInput { path: PathBuf },
@@ -95,6 +128,23 @@ pub(crate) enum Error {
     /// No kernel file that the variant could stand for.
     #[error("no built-in kernel file is called {name}; name the one that it stands for by --variant-of: {}", files.join(", "))]
     NoBuiltIn { name: String, files: Vec<&'static str> },
+    /// Names for other models than there are.
+    #[error(
+        "{names} names for {models} models: give --served-model-name once for each --model, in the same order"
+    )]
+    ServedNames { models: usize, names: usize },
+    /// Two models that requests could not tell apart.
+    #[error("two models are called {name}: tell them apart by --served-model-name")]
+    SameServedName { name: String },
+    /// A server that cannot listen.
+    #[error("cannot listen on {address}")]
+    Listen { address: String, source: io::Error },
+    /// The threads of the server, its signals or its metrics could not be set up.
+    #[error("the server cannot be started: {what}")]
+    Server { what: &'static str, source: Box<dyn std::error::Error + Send + Sync> },
+    /// A header or level that cannot be read.
+    #[error("{flag} {value:?}: {reason}")]
+    Flag { flag: &'static str, value: String, reason: String },
     /// None of the rows runs what the variant stands for.
     #[error("none of these rows launches {of} on this device")]
     VariantNotLaunched { of: &'static str },

@@ -76,6 +76,11 @@ impl Input {
         }
     }
 
+    /// What there is to read.
+    pub(crate) fn into_reader(self) -> Box<dyn Read + Send> {
+        self.reader
+    }
+
     /// Calls `work` with one block after the other, while a second thread reads the next ones.
     ///
     /// At most three blocks exist at a time. What was read before a read error is worked on before it is returned.
@@ -84,29 +89,41 @@ impl Input {
         max_line_bytes: usize,
         mut work: impl FnMut(Block) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        let (sender, blocks) = mpsc::sync_channel(1);
         let mut lines = Lines::new(self.reader, max_line_bytes);
-        // The thread is not joined: it may wait for input for ever when `work` has failed.
-        thread::spawn(move || {
-            while let Some(block) = lines.next_block().transpose() {
-                let failed = block.is_err();
-                if sender.send(block).is_err() || failed {
-                    return;
-                }
-            }
-        });
-        for block in blocks {
-            work(block.map_err(|source| Error::Read { from: self.name.clone(), source })?)?;
-        }
-        Ok(())
+        let blocks = std::iter::from_fn(move || lines.next_block().transpose());
+        read_ahead(blocks, |block| {
+            work(block.map_err(|source| Error::Read { from: self.name.clone(), source })?)
+        })
     }
+}
+
+/// Calls `work` with one item after the other, while a second thread reads the next ones: at most three exist at a time. The item
+/// behind an error is not read.
+pub(crate) fn read_ahead<T: Send + 'static, E: Send + 'static>(
+    items: impl Iterator<Item = Result<T, E>> + Send + 'static,
+    mut work: impl FnMut(Result<T, E>) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let (sender, received) = mpsc::sync_channel(1);
+    // The thread is not joined: it may wait for input for ever when `work` has failed.
+    thread::spawn(move || {
+        for item in items {
+            let failed = item.is_err();
+            if sender.send(item).is_err() || failed {
+                return;
+            }
+        }
+    });
+    received.into_iter().try_for_each(&mut work)
 }
 
 /// Splits a reader into lines.
 pub(crate) struct Lines<R> {
     reader: BufReader<R>,
     max_line_bytes: usize,
+    /// Lines read so far.
     number: u64,
+    /// Whether the next line is the first of the file, where a byte order mark may stand.
+    at_start: bool,
     /// A read error that came after the first line of a block.
     failure: Option<io::Error>,
 }
@@ -114,7 +131,12 @@ pub(crate) struct Lines<R> {
 impl<R: Read> Lines<R> {
     pub(crate) fn new(reader: R, max_line_bytes: usize) -> Lines<R> {
         let reader = BufReader::with_capacity(READ_BYTES, reader);
-        Lines { reader, max_line_bytes, number: 0, failure: None }
+        Lines { reader, max_line_bytes, number: 0, at_start: true, failure: None }
+    }
+
+    /// As [`Lines::new`], for a reader that begins in the middle of a file, after `number` lines.
+    pub(crate) fn behind(reader: R, max_line_bytes: usize, number: u64) -> Lines<R> {
+        Lines { number, at_start: false, ..Lines::new(reader, max_line_bytes) }
     }
 
     /// The next lines, or `None` at the end. A block ends early when the next line has not arrived yet, so that what
@@ -183,19 +205,20 @@ impl<R: Read> Lines<R> {
         let content = if total > self.max_line_bytes {
             Content::TooLong { bytes: total as u64 }
         } else {
-            Content::Bytes(trimmed(content, self.number))
+            Content::Bytes(trimmed(content, self.at_start))
         };
+        self.at_start = false;
         Ok(Some((Line { number: self.number, content }, bytes)))
     }
 }
 
 /// Takes off what Windows programs add: a carriage return at the end, a byte order mark before the first line.
-fn trimmed(mut content: Vec<u8>, number: u64) -> Vec<u8> {
+fn trimmed(mut content: Vec<u8>, at_start: bool) -> Vec<u8> {
     const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
     if content.last() == Some(&b'\r') {
         content.pop();
     }
-    if number == 1 && content.starts_with(BYTE_ORDER_MARK) {
+    if at_start && content.starts_with(BYTE_ORDER_MARK) {
         content.drain(..BYTE_ORDER_MARK.len());
     }
     content

@@ -4,6 +4,7 @@
 //! done; 1, some inputs failed and the others were done; 2, a wrong call, or a model or file that cannot be used. `doctor` answers 1
 //! if no GPU can be used, and `bench` if a row is slower than its baseline by more than was allowed.
 
+mod api;
 mod args;
 mod bench;
 mod convert;
@@ -21,13 +22,12 @@ mod record;
 mod report;
 mod rerank;
 mod score;
+mod serve;
 mod synth;
 #[cfg(test)]
 mod tests;
 
 use std::process::ExitCode;
-
-use clap::Parser;
 
 use args::{Args, BenchArgs, Benchmark, Command};
 use bench::model as bench_model;
@@ -50,11 +50,12 @@ impl Status {
 }
 
 fn main() -> ExitCode {
-    let Args { command, quiet } = Args::parse();
+    let Args { command, quiet } = args::parse();
     let result = match command {
         Command::Rerank(args) => rerank::run(&args, quiet),
         Command::Score(args) => score::run(&args, quiet),
         Command::Embed(args) => embed::run(&args, quiet),
+        Command::Serve(args) => serve::run(args, quiet),
         Command::Inspect(args) => inspect::run(&args, quiet),
         Command::Convert(args) => convert::run(&args, quiet),
         Command::Synth(args) => synth::run(&args, quiet),

@@ -1,6 +1,6 @@
 //! From the model's name on the command line to a directory or an engine.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use outcrop::loader::Gelu;
 use outcrop::loader::hub::{self, HubOptions};
@@ -32,10 +32,21 @@ pub(crate) fn open(
     quiet: bool,
 ) -> Result<Engine, Error> {
     let dir = locate(&model.model, model.revision.as_deref(), quiet)?;
+    open_dir(&dir, engine, network, quiet)
+}
+
+/// Opens the model in a directory for work.
+pub(crate) fn open_dir(
+    dir: &Path,
+    engine: &EngineArgs,
+    network: &NetworkArgs,
+    quiet: bool,
+) -> Result<Engine, Error> {
     let options = EngineOptions {
         device: engine.device.clone(),
         graphs: !engine.no_graphs,
         programmatic_launch: engine.programmatic_launch,
+        fold_norms: engine.fold_norms,
         threads: engine.threads.map(Into::into),
         batch_tokens: engine.batch_tokens.map(Into::into),
         dtype: Dtype::from(engine.dtype),

@@ -22,7 +22,12 @@ impl Output {
             None => ("standard output".to_owned(), Box::new(io::stdout().lock())),
             Some(path) => (path.display().to_string(), Box::new(create_file(path)?)),
         };
-        Ok(Output { name, writer: BufWriter::new(writer) })
+        Ok(Output::new(name, writer))
+    }
+
+    /// Writes to `writer`, which messages call `name`.
+    pub(crate) fn new(name: String, writer: Box<dyn Write>) -> Output {
+        Output { name, writer: BufWriter::new(writer) }
     }
 
     /// Writes a value as JSON without a line break.

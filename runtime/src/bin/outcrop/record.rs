@@ -4,21 +4,39 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::lines::{Content, Line};
+use crate::score::run_batch::Request;
 
 /// What stands for a line in the output: its own id, else its number.
 #[derive(Debug, Clone)]
 pub(crate) enum Key {
     /// The JSON text of the id, a string or a number, exactly as given.
     Id(Box<RawValue>),
+    /// The number of a line of text, counted from 1.
     Line(u64),
+    /// The number of a row of a table, counted from 0.
+    Row(u64),
 }
 
-/// A line of input with its key; what it holds, or why it cannot be used.
+/// A line of input, or a row, with its key; what it holds, or why it cannot be used.
+#[derive(Debug)]
 pub(crate) struct Record<T> {
     pub(crate) key: Key,
     /// The number of the line, counted from 1.
     pub(crate) number: u64,
     pub(crate) body: Result<T, LineError>,
+}
+
+/// What a line asks to be scored.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Task {
+    Pair(Pair),
+    /// A list of passages for one query; a passage that cannot be used fails alone.
+    List {
+        query: String,
+        passages: Vec<Result<String, LineError>>,
+    },
+    /// A line of a file for vLLM's run-batch.
+    Request(Box<Request>),
 }
 
 /// A query and a passage.
@@ -29,10 +47,12 @@ pub(crate) struct Pair {
 }
 
 /// Why a line cannot be used.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[derive(Debug, Clone, thiserror::Error, PartialEq, Eq)]
 pub(crate) enum LineError {
     #[error("the line has {bytes} bytes, more than the {limit} that --max-line-bytes allows")]
     TooLong { bytes: u64, limit: usize },
+    #[error("the row has {bytes} bytes, more than the {limit} that --max-line-bytes allows")]
+    RowTooLong { bytes: u64, limit: usize },
     #[error("not valid UTF-8 at byte {at} of the line")]
     Utf8 { at: usize },
     #[error("not valid JSON at column {column}: {reason}")]
@@ -43,8 +63,20 @@ pub(crate) enum LineError {
     Missing { field: &'static str },
     #[error("field \"{field}\" must be {expected}, found {found}")]
     WrongType { field: &'static str, expected: &'static str, found: &'static str },
-    #[error("fields \"passage\" and \"document\" are both given; they mean the same")]
-    TwoPassages,
+    #[error(
+        "fields \"{first}\" and \"{second}\" are both given; one line has one of \"passage\", \"document\", \"passages\", \"documents\""
+    )]
+    TwoPassages { first: &'static str, second: &'static str },
+    #[error("the passage must be a string, found {found}")]
+    PassageType { found: &'static str },
+    #[error("field \"{field}\" is an empty list: there is nothing to score")]
+    NoPassages { field: &'static str },
+    #[error(
+        "a line for run-batch is answered by a line of JSON; give an --output that does not end in .parquet"
+    )]
+    RequestIntoTable,
+    #[error("column {column} is null in this row")]
+    Null { column: &'static str },
     #[error("expected query<TAB>passage, found {found} columns")]
     Columns { found: usize },
 }
@@ -61,19 +93,49 @@ struct Fields<'a> {
     #[serde(borrow)]
     document: Option<&'a RawValue>,
     #[serde(borrow)]
+    passages: Option<&'a RawValue>,
+    #[serde(borrow)]
+    documents: Option<&'a RawValue>,
+    #[serde(borrow)]
     text: Option<&'a RawValue>,
+    #[serde(borrow)]
+    custom_id: Option<&'a RawValue>,
+    #[serde(borrow)]
+    method: Option<&'a RawValue>,
+    #[serde(borrow)]
+    url: Option<&'a RawValue>,
+    #[serde(borrow)]
+    body: Option<&'a RawValue>,
 }
 
-/// Reads `{"id"?, "query", "passage"}`; `None` for a blank line.
-pub(crate) fn json_pair(line: &Line, max_line_bytes: usize) -> Option<Record<Pair>> {
+/// Reads `{"id"?, "query", "passage"}`, `{"id"?, "query", "passages": [...]}`, or `{"custom_id", "method", "url", "body"}`; `None` for
+/// a blank line.
+pub(crate) fn json_task(line: &Line, max_line_bytes: usize) -> Option<Record<Task>> {
     json(line, max_line_bytes, |fields| {
+        if let (Some(custom_id), None) = (fields.custom_id, fields.query) {
+            let custom_id = string("custom_id", Some(custom_id))?;
+            let method = fields.method.map(|method| string("method", Some(method))).transpose()?;
+            let url = string("url", fields.url)?;
+            let body = fields.body.ok_or(LineError::Missing { field: "body" })?;
+            let request = Request::read(custom_id, method.as_deref(), &url, body.get());
+            return Ok(Task::Request(Box::new(request)));
+        }
         let query = string("query", fields.query)?;
-        let passage = match (fields.passage, fields.document) {
-            (Some(_), Some(_)) => return Err(LineError::TwoPassages),
-            (None, document @ Some(_)) => string("document", document)?,
-            (passage, None) => string("passage", passage)?,
-        };
-        Ok(Pair { query, passage })
+        let given = [
+            ("passage", fields.passage),
+            ("document", fields.document),
+            ("passages", fields.passages),
+            ("documents", fields.documents),
+        ];
+        let mut given = given.into_iter().filter(|(_, value)| value.is_some());
+        let (field, value) = given.next().unwrap_or(("passage", None));
+        if let Some((second, _)) = given.next() {
+            return Err(LineError::TwoPassages { first: field, second });
+        }
+        match field {
+            "passage" | "document" => Ok(Task::Pair(Pair { query, passage: string(field, value)? })),
+            _ => Ok(Task::List { query, passages: strings(field, value)? }),
+        }
     })
 }
 
@@ -83,12 +145,12 @@ pub(crate) fn json_text(line: &Line, max_line_bytes: usize) -> Option<Record<Str
 }
 
 /// Reads `query<TAB>passage`; `None` for a blank line.
-pub(crate) fn tsv_pair(line: &Line, max_line_bytes: usize) -> Option<Record<Pair>> {
+pub(crate) fn tsv_task(line: &Line, max_line_bytes: usize) -> Option<Record<Task>> {
     let body = match text(line, max_line_bytes) {
         Ok(text) if text.trim().is_empty() => return None,
         Ok(text) => match text.split_once('\t') {
             Some((query, passage)) if !passage.contains('\t') => {
-                Ok(Pair { query: query.to_owned(), passage: passage.to_owned() })
+                Ok(Task::Pair(Pair { query: query.to_owned(), passage: passage.to_owned() }))
             }
             _ => Err(LineError::Columns { found: text.split('\t').count() }),
         },
@@ -165,6 +227,31 @@ fn string(field: &'static str, value: Option<&RawValue>) -> Result<String, LineE
     })
 }
 
+/// The strings of a list, each of which may fail alone.
+fn strings(
+    field: &'static str,
+    value: Option<&RawValue>,
+) -> Result<Vec<Result<String, LineError>>, LineError> {
+    let value = value.ok_or(LineError::Missing { field })?;
+    let items: Vec<&RawValue> = serde_json::from_str(value.get()).map_err(|_| LineError::WrongType {
+        field,
+        expected: "a list of strings",
+        found: json_type(value),
+    })?;
+    if items.is_empty() {
+        return Err(LineError::NoPassages { field });
+    }
+    Ok(items
+        .into_iter()
+        .map(|item| {
+            string(field, Some(item)).map_err(|error| match error {
+                LineError::WrongType { found, .. } => LineError::PassageType { found },
+                error => error,
+            })
+        })
+        .collect())
+}
+
 /// The type of a JSON value, from its first character.
 fn json_type(value: &RawValue) -> &'static str {
     match value.get().as_bytes().first() {
@@ -184,6 +271,10 @@ pub(crate) struct Answer<'a, T> {
     id: Option<&'a RawValue>,
     #[serde(skip_serializing_if = "Option::is_none")]
     line: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    row: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    index: Option<usize>,
     #[serde(flatten)]
     result: Option<T>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -192,14 +283,21 @@ pub(crate) struct Answer<'a, T> {
 
 impl<'a, T: Serialize> Answer<'a, T> {
     pub(crate) fn new(key: &'a Key, result: Result<T, String>) -> Answer<'a, T> {
-        let (id, line) = match key {
-            Key::Id(id) => (Some(&**id), None),
-            Key::Line(number) => (None, Some(*number)),
-        };
         let (result, error) = match result {
             Ok(result) => (Some(result), None),
             Err(error) => (None, Some(error)),
         };
-        Answer { id, line, result, error }
+        let mut answer = Answer { id: None, line: None, row: None, index: None, result, error };
+        match key {
+            Key::Id(id) => answer.id = Some(id),
+            Key::Line(number) => answer.line = Some(*number),
+            Key::Row(number) => answer.row = Some(*number),
+        }
+        answer
+    }
+
+    /// The answer for one of the passages of a list.
+    pub(crate) fn of_passage(self, index: Option<usize>) -> Answer<'a, T> {
+        Answer { index, ..self }
     }
 }

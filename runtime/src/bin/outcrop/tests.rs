@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use crate::args::Args;
 use crate::lines::{Block, Content, Line, Lines};
 use crate::npy::NpyWriter;
-use crate::record::{Answer, Key, LineError, Pair, Record, json_pair, json_text, tsv_pair};
+use crate::record::{Answer, Key, LineError, Pair, Record, Task, json_task, json_text, tsv_task};
 use crate::report::chain;
 use crate::rerank::{cut, one_line};
 
@@ -96,17 +96,17 @@ fn what_was_read_before_a_read_error_is_kept() {
 
 #[test]
 fn pairs_are_read_from_json() {
-    let pair = Pair { query: "q".to_owned(), passage: "p \u{e9}\n".to_owned() };
+    let pair = Task::Pair(Pair { query: "q".to_owned(), passage: "p \u{e9}\n".to_owned() });
     for text in [
         r#"{"query": "q", "passage": "p \u00e9\n"}"#,
         r#" {"document": "p é\n", "query": "q", "more": [1, {"x": null}]} "#,
         r#"{"id": null, "query": "q", "passage": "p é\n", "document": null}"#,
     ] {
-        let record = json_pair(&line(text), 100).unwrap();
+        let record = json_task(&line(text), 100).unwrap();
         assert_eq!(record.body.unwrap(), pair, "{text}");
         assert!(matches!(record.key, Key::Line(7)), "{text}");
     }
-    assert!(json_pair(&line(" \t"), 100).is_none());
+    assert!(json_task(&line(" \t"), 100).is_none());
 }
 
 #[test]
@@ -122,7 +122,7 @@ fn ids_come_back_exactly_as_they_were() {
 #[test]
 fn bad_lines_say_what_is_wrong() {
     use LineError::{Columns, Json, Missing, NotAnObject, TooLong, TwoPassages, Utf8, WrongType};
-    let read = |text: &str| error(json_pair(&line(text), 100));
+    let read = |text: &str| error(json_task(&line(text), 100));
     assert_eq!(read(r#"{"query": "q"}"#), Missing { field: "passage" });
     assert_eq!(read(r#"{"passage": "q"}"#), Missing { field: "query" });
     assert_eq!(read(r#"["q", "p"]"#), NotAnObject { found: "an array" });
@@ -136,7 +136,10 @@ fn bad_lines_say_what_is_wrong() {
     );
     let half = wrong("query", "a string", "a string with an incomplete \\u escape");
     assert_eq!(read(r#"{"query": "\ud800", "passage": "p"}"#), half);
-    assert_eq!(read(r#"{"query": "q", "passage": "p", "document": "p"}"#), TwoPassages);
+    assert_eq!(
+        read(r#"{"query": "q", "passage": "p", "document": "p"}"#),
+        TwoPassages { first: "passage", second: "document" }
+    );
     assert!(
         matches!(read("{\"query\": \"q\" \"passage\"}"), Json { column: 15, .. }),
         "{}",
@@ -146,20 +149,21 @@ fn bad_lines_say_what_is_wrong() {
     assert!(read(r#"{"query": "q", "query": "p"}"#).to_string().contains("duplicate field"));
 
     let invalid = Line { number: 7, content: Content::Bytes(b"{\"query\": \"\xff\"}".to_vec()) };
-    assert_eq!(error(json_pair(&invalid, 100)), Utf8 { at: 12 });
+    assert_eq!(error(json_task(&invalid, 100)), Utf8 { at: 12 });
     let long = Line { number: 7, content: Content::TooLong { bytes: 101 } };
-    assert_eq!(error(json_pair(&long, 100)), TooLong { bytes: 101, limit: 100 });
-    assert_eq!(error(tsv_pair(&line("only one"), 100)), Columns { found: 1 });
-    assert_eq!(error(tsv_pair(&line("a\tb\tc"), 100)), Columns { found: 3 });
+    assert_eq!(error(json_task(&long, 100)), TooLong { bytes: 101, limit: 100 });
+    assert_eq!(error(tsv_task(&line("only one"), 100)), Columns { found: 1 });
+    assert_eq!(error(tsv_task(&line("a\tb\tc"), 100)), Columns { found: 3 });
     assert_eq!(error(json_text(&line("{}"), 100)), Missing { field: "text" });
 }
 
 #[test]
 fn pairs_are_read_from_tsv() {
-    let record = tsv_pair(&line("a \"query\"\ta passage"), 100).unwrap();
-    let pair = Pair { query: "a \"query\"".to_owned(), passage: "a passage".to_owned() };
+    let record = tsv_task(&line("a \"query\"\ta passage"), 100).unwrap();
+    let pair = Task::Pair(Pair { query: "a \"query\"".to_owned(), passage: "a passage".to_owned() });
     assert_eq!(record.body.unwrap(), pair);
-    assert_eq!(tsv_pair(&line("\tp"), 100).unwrap().body.unwrap().query, "");
+    let pair = Task::Pair(Pair { query: String::new(), passage: "p".to_owned() });
+    assert_eq!(tsv_task(&line("\tp"), 100).unwrap().body.unwrap(), pair);
 }
 
 /// The header states the rows at every flush, so that an interrupted file is whole.
@@ -235,14 +239,14 @@ proptest! {
         let unfinished = usize::from(input.last().is_some_and(|byte| *byte != b'\n'));
         prop_assert_eq!(blocks.iter().map(|block| block.lines.len()).sum::<usize>(), breaks + unfinished);
         for line in blocks.iter().flat_map(|block| &block.lines) {
-            let _ = (json_pair(line, 100), json_text(line, 100), tsv_pair(line, 100));
+            let _ = (json_task(line, 100), json_text(line, 100), tsv_task(line, 100));
         }
     }
 
     /// Near-JSON never panics either.
     #[test]
     fn any_text_is_answered(text in r#"[{}\[\]",:\\a-zé0-9 ]{0,60}"#) {
-        let pair = json_pair(&line(&text), 100);
+        let pair = json_task(&line(&text), 100);
         prop_assert_eq!(pair.is_none(), text.trim().is_empty());
     }
 }

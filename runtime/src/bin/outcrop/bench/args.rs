@@ -244,6 +244,8 @@ pub(crate) enum Compared {
     Graphs,
     /// Launches that begin before the one ahead of them has ended, on a GPU: off by default.
     ProgrammaticLaunch,
+    /// Norms folded into the matrices behind them, of v2-gemma and MiniCPM on a GPU: off by default.
+    FoldNorms,
     /// Computing a query once for its passages, in a decoder.
     PrefixSharing,
 }

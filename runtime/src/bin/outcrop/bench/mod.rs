@@ -48,7 +48,7 @@ pub(crate) fn run(args: &KernelsArgs, quiet: bool) -> Result<Status, Error> {
         Some(properties) if !properties.is_emulated() => &GPU_TOKENS[..],
         _ => &CPU_TOKENS[..],
     };
-    let rows = rows::selected(args, default_tokens)?;
+    let rows = rows::selected(args, default_tokens, matches!(stream, Stream::Cpu(_)))?;
     if args.list {
         return list(args, &rows);
     }

@@ -52,8 +52,12 @@ const LENGTHS: [usize; 3] = [128, 256, 512];
 /// And the mean of those of many lengths.
 const RAGGED_LEN: usize = 256;
 
-/// The rows that the arguments choose; `default_tokens` where they do not say how many.
-pub(super) fn selected(args: &KernelsArgs, default_tokens: &[usize]) -> Result<Vec<Row>, Error> {
+/// The rows that the arguments choose, of those that the CPU has if it is to run them; `default_tokens` where they do not say how many.
+pub(super) fn selected(
+    args: &KernelsArgs,
+    default_tokens: &[usize],
+    on_cpu: bool,
+) -> Result<Vec<Row>, Error> {
     if !args.m.is_empty() {
         return Ok(by_hand(args));
     }
@@ -62,6 +66,7 @@ pub(super) fn selected(args: &KernelsArgs, default_tokens: &[usize]) -> Result<V
         None => default_tokens.to_vec(),
     };
     let mut rows = published(&tokens);
+    rows.retain(|row| !on_cpu || row.call.is_on_cpu());
     let matches_none = |filter: &&String| !rows.iter().any(|row| row.name.contains(filter.as_str()));
     if let Some(filter) = args.filter.iter().find(matches_none) {
         return Err(Error::NoRow { filter: filter.clone(), nearest: nearest(filter, &rows) });
@@ -178,6 +183,17 @@ fn decoder(list: &mut List, model: Model, tokens: usize) {
     list.gemm(model, "o", [tokens, h, q], output);
     list.gemm(model, "gate-up", [tokens, i, h], gated);
     list.gemm(model, "down", [tokens, h, i], output);
+    if !is_gemma2 {
+        let rope = Fused::RopeDeferred { head_dim, columns: q + kv };
+        let gated = match model.family {
+            Family::Minicpm => Fused::GatedSiluDeferred,
+            _ => Fused::GatedGeluTanhDeferred,
+        };
+        list.gemm(model, "qkv-deferred", [tokens, q + 2 * kv, h], rope);
+        list.gemm(model, "o-deferred", [tokens, h, q], Fused::AddScaledDeferred);
+        list.gemm(model, "gate-up-deferred", [tokens, i, h], gated);
+        list.gemm(model, "down-deferred", [tokens, h, i], Fused::AddScaledDeferred);
+    }
     attention(list, model, tokens, "", Mask::Causal);
     let rows_of = |kernel: &str| format!("{kernel}/{name}");
     list.push(&rows_of("rms_norm"), tokens, Call::RmsNorm { rows: tokens, width: h });

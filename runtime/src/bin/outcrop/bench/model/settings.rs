@@ -65,6 +65,7 @@ impl Kind {
         let (option, name) = match what {
             Compared::Graphs => (&mut options.graphs, "graphs"),
             Compared::ProgrammaticLaunch => (&mut options.programmatic_launch, "programmatic-launch"),
+            Compared::FoldNorms => (&mut options.fold_norms, "fold-norms"),
             Compared::PrefixSharing => (&mut options.prefix_sharing, "prefix-sharing"),
         };
         *option = !*option;
@@ -104,8 +105,14 @@ pub(super) fn settings(
                 name += &cutoffs.map_or_else(String::new, |layers| format!("/cutoff:{}", list(layers)));
                 name += &ratio.map_or_else(String::new, |ratio| format!("/ratio:{ratio}@{}", list(layers)));
                 for (engine, kind) in kinds.iter().enumerate() {
-                    let EngineOptions { graphs, programmatic_launch, prefix_sharing, batch_tokens, .. } =
-                        &kind.options;
+                    let EngineOptions {
+                        graphs,
+                        programmatic_launch,
+                        fold_norms,
+                        prefix_sharing,
+                        batch_tokens,
+                        ..
+                    } = &kind.options;
                     let facts = json!({
                         "texts": texts.name,
                         "calls": texts.calls.len(),
@@ -116,6 +123,7 @@ pub(super) fn settings(
                         "batch_tokens": batch_tokens,
                         "graphs": graphs,
                         "programmatic_launch": programmatic_launch,
+                        "fold_norms": fold_norms,
                         "prefix_sharing": prefix_sharing,
                     });
                     settings.push(Setting {

@@ -1,11 +1,68 @@
 //! `outcrop score`.
 
+mod parquet;
+mod resume;
+mod run_batch;
+mod shard;
+
 use std::fs;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
-use super::{model, outcrop, outcrop_with_input};
+use super::{Ran, model, outcrop, outcrop_with_input};
 use crate::fixtures;
+
+/// Files of a test, which go away with it.
+struct Files(TempDir);
+
+impl Files {
+    fn new() -> Files {
+        Files(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// Writes a file; its path.
+    fn write(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.path(name);
+        fs::write(&path, content).unwrap();
+        path
+    }
+
+    /// The names that are there, sorted.
+    fn names(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.0.path()).unwrap();
+        let mut names: Vec<String> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+}
+
+/// The score of a line as it is written: a reader of JSON may round its last bit.
+fn score_text(line: &str) -> String {
+    let (_, rest) = line.split_once("\"score\":").unwrap_or_else(|| panic!("no score in {line}"));
+    rest[..rest.find([',', '}']).unwrap()].to_owned()
+}
+
+/// The arguments that score one file into another.
+fn args(input: &Path, output: &Path, extra: &[&str]) -> Vec<String> {
+    let model = model("xlmr_base");
+    let fixed = ["score", "--quiet", "--model", &model, "--input", input.to_str().unwrap()];
+    let output = ["--output", output.to_str().unwrap()];
+    fixed.iter().chain(&output).chain(extra).map(|arg| (*arg).to_owned()).collect()
+}
+
+/// Scores one file into another, which must succeed.
+fn score_file(input: &Path, output: &Path, extra: &[&str]) -> Ran {
+    let ran = outcrop(args(input, output, extra));
+    assert_eq!(ran.status, Some(0), "{}", ran.stderr);
+    ran
+}
 
 /// Runs `score` on lines of text; the answers, after checking the exit status.
 fn score(extra: &[&str], input: &str, status: i32) -> Vec<Value> {
@@ -217,4 +274,36 @@ fn a_wrong_call_leaves_files_alone() {
         .refused(&["cannot write no-such-dir/out.jsonl"]);
     assert_eq!(fs::read(&path).unwrap(), before);
     assert_eq!(fs::read_to_string(&output).unwrap(), "precious");
+}
+
+/// One line for each passage of a list, with the bits that it has alone; a bad one fails alone.
+#[test]
+fn lists_of_passages() {
+    let alone = score(&[], "{\"query\": \"panda\", \"passage\": \"bear\"}\n", 0);
+    let input = concat!(
+        "{\"id\": \"a\", \"query\": \"panda\", \"passages\": [\"city\", 5, \"bear\"]}\n",
+        "{\"query\": \"panda\", \"documents\": [\"bear\"]}\n",
+        "{\"query\": \"panda\", \"passages\": []}\n",
+        "{\"query\": \"panda\", \"passages\": \"bear\"}\n",
+        "{\"query\": \"panda\", \"passages\": [\"bear\"], \"document\": \"bear\"}\n",
+    );
+    let answers = score(&[], input, 1);
+    assert_eq!(answers.len(), 7);
+    assert_eq!((&answers[0]["id"], &answers[0]["index"]), (&json!("a"), &json!(0)));
+    assert!(answers[0]["score"].is_number());
+    assert_eq!(
+        answers[1],
+        json!({ "id": "a", "index": 1, "error": "the passage must be a string, found a number" })
+    );
+    assert_eq!((&answers[2]["index"], &answers[2]["score"]), (&json!(2), &alone[0]["score"]));
+    assert_eq!(
+        answers[3],
+        json!({ "line": 2, "index": 0, "score": alone[0]["score"], "tokens": alone[0]["tokens"], "truncated": false })
+    );
+    let errors =
+        ["\"passages\" is an empty list", "must be a list of strings, found a string", "are both given"];
+    for (i, error) in errors.into_iter().enumerate() {
+        assert_eq!(answers[4 + i]["line"], 3 + i);
+        assert!(answers[4 + i]["error"].as_str().unwrap().contains(error), "{}", answers[4 + i]);
+    }
 }

@@ -1,0 +1,246 @@
+//! Paths, and what happens around every request: its id, its key, its limits, its line in the log.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use axum::body::{Body, to_bytes};
+use axum::extract::{Request, State};
+use axum::http::{HeaderValue, Method, StatusCode, header};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use bytes::Bytes;
+use serde_json::{Value, json};
+use tower_http::cors::{AllowOrigin, Any, CorsLayer};
+use tracing::{info, warn};
+use uuid::Uuid;
+
+use super::args::ServeArgs;
+use super::dialects::{Call, Endpoint, plain_error};
+use super::fields::Fields;
+use super::problem::{Kind, Problem};
+use super::{Server, metrics, page};
+use crate::error::Error;
+
+const REQUEST_ID: &str = "x-request-id";
+/// The longest id that is taken over from a caller.
+const MAX_ID_BYTES: usize = 128;
+
+/// Paths that need no key: they say whether the server lives, and what every such program says.
+const OPEN_PATHS: [&str; 7] = ["/health", "/ping", "/live", "/ready", "/", "/docs", "/openapi.json"];
+
+pub(crate) fn router(server: Arc<Server>, cors: Option<CorsLayer>) -> Router {
+    let mut router = Router::new()
+        .route("/", get(page::index))
+        .route("/docs", get(page::docs))
+        .route("/openapi.json", get(page::openapi))
+        .route("/health", get(health))
+        .route("/ping", get(health))
+        .route("/live", get(health))
+        .route("/ready", get(ready))
+        .route("/info", get(info))
+        .route("/v1/models", get(models))
+        .route("/metrics", get(prometheus));
+    for (path, endpoint) in Endpoint::PATHS {
+        let handler = move |State(server), request| answer(server, request, endpoint);
+        router = router.route(path, post(handler));
+    }
+    let router = router
+        .fallback(no_such_path)
+        .method_not_allowed_fallback(no_such_method)
+        .layer(from_fn_with_state(Arc::clone(&server), around))
+        .with_state(server);
+    match cors {
+        Some(cors) => router.layer(cors),
+        None => router,
+    }
+}
+
+/// Who may call from a browser.
+pub(crate) fn cors(args: &ServeArgs) -> Result<Option<CorsLayer>, Error> {
+    let origins = &args.cors_allow_origin;
+    if origins.is_empty() {
+        return Ok(None);
+    }
+    let origin = if origins.iter().any(|origin| origin == "*") {
+        AllowOrigin::any()
+    } else {
+        let value = |origin: &String| {
+            HeaderValue::from_str(origin).map_err(|error| Error::Flag {
+                flag: "--cors-allow-origin",
+                value: origin.clone(),
+                reason: error.to_string(),
+            })
+        };
+        AllowOrigin::list(origins.iter().map(value).collect::<Result<Vec<_>, _>>()?)
+    };
+    let headers = [header::AUTHORIZATION, header::CONTENT_TYPE];
+    let layer = CorsLayer::new().allow_origin(origin).allow_methods([Method::GET, Method::POST]);
+    Ok(Some(layer.allow_headers(headers).expose_headers(Any)))
+}
+
+/// The id of a request, beside it.
+#[derive(Clone)]
+struct Id(String);
+
+/// One request that is being read or answered, as long as it lives.
+struct InFlight(Arc<Server>);
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+async fn around(State(server): State<Arc<Server>>, mut request: Request, next: Next) -> Response {
+    let started = Instant::now();
+    let given = request.headers().get(REQUEST_ID).and_then(|id| id.to_str().ok());
+    let id = given
+        .filter(|id| !id.is_empty() && id.len() <= MAX_ID_BYTES)
+        .map_or_else(|| Uuid::new_v4().to_string(), str::to_owned);
+    request.extensions_mut().insert(Id(id.clone()));
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let is_open = OPEN_PATHS.contains(&path.as_str());
+    let mut response = if is_open || server.keys.allow(request.headers()) {
+        next.run(request).await
+    } else {
+        plain_error(&Problem::new(
+            Kind::Unauthorized,
+            "no key, or a wrong one: send `Authorization: Bearer KEY`",
+        ))
+    };
+    if let Ok(value) = HeaderValue::from_str(&id) {
+        response.headers_mut().insert(REQUEST_ID, value);
+    }
+    let (status, ms) = (response.status().as_u16(), started.elapsed().as_secs_f64() * 1e3);
+    let stage =
+        |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or("-");
+    let stages = (stage("x-tokenization-time"), stage("x-queue-time"), stage("x-inference-time"));
+    let (tokenize, queue, run) = stages;
+    if response.status().is_server_error() {
+        warn!(id, %method, path, status, ms, tokenize, queue, run);
+    } else if !is_open {
+        info!(id, %method, path, status, ms, tokenize, queue, run);
+    }
+    response
+}
+
+/// Reads the body and answers.
+async fn answer(server: Arc<Server>, request: Request, endpoint: Endpoint) -> Response {
+    let started = Instant::now();
+    let id = request.extensions().get::<Id>().map_or_else(String::new, |id| id.0.clone());
+    let limit = server.args.max_concurrent_requests.get();
+    let in_flight = InFlight(Arc::clone(&server));
+    // Counted before it is asked, so that two cannot take the last place.
+    if server.in_flight.fetch_add(1, Ordering::Relaxed) >= limit {
+        let problem = Problem::new(
+            Kind::Overloaded,
+            format!("{limit} requests are being answered (--max-concurrent-requests)"),
+        );
+        return endpoint.error(&Problem { retry_after: Some(Duration::from_secs(1)), ..problem }, &id);
+    }
+    // Before a body is read that nobody will look at.
+    if let Err(problem) = server.models() {
+        return endpoint.error(&problem, &id);
+    }
+    let body = read_body(&server.args, request).await.and_then(|body| Fields::parse(&body));
+    let response = endpoint.answer(Call { server, id, started }, body).await;
+    drop(in_flight);
+    response
+}
+
+async fn read_body(args: &ServeArgs, request: Request) -> Result<Bytes, Problem> {
+    let limit = args.payload_limit;
+    let too_large = || {
+        let message =
+            format!("the body is larger than {limit} bytes (--payload-limit): send several requests");
+        Problem::new(Kind::TooLarge, message)
+    };
+    let told = request
+        .headers()
+        .get(header::CONTENT_LENGTH)
+        .and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+    if told.is_some_and(|length| length > limit as u64) {
+        return Err(too_large());
+    }
+    let timeout = Duration::from_secs(args.read_timeout);
+    match tokio::time::timeout(timeout, to_bytes(request.into_body(), limit)).await {
+        Ok(Ok(body)) => Ok(body),
+        Ok(Err(error)) => {
+            let error = error.into_inner();
+            match error.downcast_ref::<http_body_util::LengthLimitError>() {
+                Some(_) => Err(too_large()),
+                None => Err(Problem::new(Kind::Malformed, format!("the body could not be read: {error}"))),
+            }
+        }
+        Err(_) => Err(Problem::new(
+            Kind::SlowBody,
+            format!("the body did not arrive within {} s", timeout.as_secs()),
+        )),
+    }
+}
+
+/// The process lives and is of use; no device is asked.
+async fn health(State(server): State<Arc<Server>>) -> Response {
+    match server.check_health() {
+        Ok(()) => StatusCode::OK.into_response(),
+        Err(problem) => plain_error(&problem),
+    }
+}
+
+/// Whether requests would be answered now.
+async fn ready(State(server): State<Arc<Server>>) -> Response {
+    match server.models() {
+        Ok(_) => StatusCode::OK.into_response(),
+        Err(problem) => plain_error(&problem),
+    }
+}
+
+/// TEI's description of the first model, and of all under `models`.
+async fn info(State(server): State<Arc<Server>>) -> Response {
+    let models = match server.models() {
+        Ok(models) => models,
+        Err(problem) => return plain_error(&problem),
+    };
+    let all: Vec<Value> = models.iter().map(|model| model.info(&server.args)).collect();
+    let mut first = all.first().cloned().unwrap_or_default();
+    if all.len() > 1 {
+        first["models"] = Value::Array(all);
+    }
+    Json(first).into_response()
+}
+
+/// OpenAI's list of models.
+async fn models(State(server): State<Arc<Server>>) -> Response {
+    match server.models() {
+        Ok(models) => {
+            let model = |model: &super::models::Model| json!({"id": model.name, "object": "model", "created": 0, "owned_by": "outcrop", "root": model.id});
+            Json(json!({"object": "list", "data": models.iter().map(model).collect::<Vec<_>>()}))
+                .into_response()
+        }
+        Err(problem) => plain_error(&problem),
+    }
+}
+
+async fn prometheus(State(server): State<Arc<Server>>) -> Response {
+    for model in server.models.get().iter().flat_map(|models| models.iter()) {
+        metrics::queue(&model.name, &model.queue.status());
+    }
+    let text = server.prometheus.render();
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], Body::from(text)).into_response()
+}
+
+async fn no_such_path(request: Request) -> Response {
+    let paths: Vec<&str> = Endpoint::PATHS.iter().map(|(path, _)| *path).collect();
+    let message = format!("there is no {}; requests go to {}", request.uri().path(), paths.join(", "));
+    plain_error(&Problem::new(Kind::NotFound, message))
+}
+
+async fn no_such_method(request: Request) -> Response {
+    let message = format!("{} does not take {}", request.uri().path(), request.method());
+    let mut response = plain_error(&Problem::new(Kind::Malformed, message));
+    *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
+    response
+}
