@@ -2,7 +2,9 @@
 
 mod abuse;
 mod dialects;
+mod grpc;
 mod operation;
+mod traces;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -108,6 +110,11 @@ impl Running {
 
     fn next_line(&self) -> Value {
         self.log.lock().unwrap().recv_timeout(Duration::from_secs(120)).expect("the log has ended")
+    }
+
+    /// The next line of the log; nothing when it has ended.
+    fn line_before_the_end(&self) -> Option<Value> {
+        self.log.lock().unwrap().recv_timeout(Duration::from_secs(120)).ok()
     }
 
     fn connect(&self) -> TcpStream {

@@ -9,6 +9,12 @@ use super::problem::{Kind, Problem};
 #[derive(Debug)]
 pub(crate) struct Fields(Map<String, Value>);
 
+impl From<Map<String, Value>> for Fields {
+    fn from(fields: Map<String, Value>) -> Self {
+        Self(fields)
+    }
+}
+
 impl Fields {
     /// # Errors
     ///

@@ -90,6 +90,15 @@ impl Model {
         Ok(())
     }
 
+    /// TEI's name of the type that weights are held in.
+    pub(crate) fn dtype(&self) -> &'static str {
+        match self.engine().element_type() {
+            ElementType::F32 => "float32",
+            ElementType::F16 => "float16",
+            ElementType::BF16 => "bfloat16",
+        }
+    }
+
     /// TEI's description of a model, and ours behind it.
     pub(crate) fn info(&self, args: &ServeArgs) -> Value {
         let engine = self.engine();
@@ -101,16 +110,11 @@ impl Model {
                 _ => "cls",
             }}}),
         };
-        let dtype = match engine.element_type() {
-            ElementType::F32 => "float32",
-            ElementType::F16 => "float16",
-            ElementType::BF16 => "bfloat16",
-        };
         let cutoffs: Option<Vec<usize>> = engine.allowed_cutoffs().map(|allowed| allowed.iter().collect());
         json!({
             "model_id": self.id,
             "model_sha": self.revision,
-            "model_dtype": dtype,
+            "model_dtype": self.dtype(),
             "served_model_name": self.name,
             "model_type": model_type,
             "max_concurrent_requests": args.max_concurrent_requests,
