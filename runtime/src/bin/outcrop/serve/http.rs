@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::body::{Body, to_bytes};
+use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderValue, Method, StatusCode, header};
@@ -12,6 +12,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use bytes::Bytes;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
 use opentelemetry::context::FutureExt;
 use serde_json::{Value, json};
 use tokio::sync::OwnedSemaphorePermit;
@@ -29,6 +30,9 @@ use crate::error::Error;
 const REQUEST_ID: &str = "x-request-id";
 /// The longest id that is taken over from a caller.
 const MAX_ID_BYTES: usize = 128;
+/// What is read, and forgotten, of a body that was refused, and how long.
+const DISCARDED_BYTES: usize = 64 << 20;
+const DISCARDING_TIME: Duration = Duration::from_secs(10);
 
 /// Paths that need no key: they say whether the server lives, and what every such program says.
 const OPEN_PATHS: [&str; 7] = ["/health", "/ping", "/live", "/ready", "/", "/docs", "/openapi.json"];
@@ -155,6 +159,8 @@ pub(crate) async fn around(
             None => next.run(request).await,
         }
     } else {
+        let (head, body) = request.into_parts();
+        discard(&head, body).await;
         protocol.refuse(&Problem::new(
             Kind::Unauthorized,
             "no key, or a wrong one: send `Authorization: Bearer KEY`",
@@ -171,7 +177,8 @@ pub(crate) async fn around(
         |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or("-");
     let stages = (stage("x-tokenization-time"), stage("x-queue-time"), stage("x-inference-time"));
     let (tokenize, queue, run) = stages;
-    if is_fault {
+    // Probes are no news: that a server is loading, or has lost its GPU, is said when it happens.
+    if is_fault && !is_open {
         warn!(id, %method, path, status, ms, tokenize, queue, run);
     } else if !is_open {
         info!(id, %method, path, status, ms, tokenize, queue, run);
@@ -195,41 +202,61 @@ pub(crate) async fn admit(
     server: &Server,
     request: Request,
 ) -> Result<(OwnedSemaphorePermit, Parts, Bytes), Problem> {
-    let place = server.place()?;
-    // Before a body is read that nobody will look at.
-    server.models()?;
-    let (parts, body) = request.into_parts();
-    let body = read_body(&server.args, &parts, body).await?;
-    Ok((place, parts, body))
+    let (head, body) = request.into_parts();
+    // Before a body is kept that nobody will look at.
+    let place = server.place().and_then(|place| server.models().map(|_| place));
+    match place {
+        Ok(place) => {
+            let body = read_body(&server.args, &head, body).await?;
+            Ok((place, head, body))
+        }
+        Err(problem) => {
+            discard(&head, body).await;
+            Err(problem)
+        }
+    }
 }
 
-async fn read_body(args: &ServeArgs, head: &Parts, body: Body) -> Result<Bytes, Problem> {
+async fn read_body(args: &ServeArgs, head: &Parts, mut body: Body) -> Result<Bytes, Problem> {
     let limit = args.payload_limit;
-    let too_large = || {
-        let message =
-            format!("the body is larger than {limit} bytes (--payload-limit): send several requests");
-        Problem::new(Kind::TooLarge, message)
-    };
     let told =
         head.headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
-    if told.is_some_and(|length| length > limit as u64) {
-        return Err(too_large());
-    }
     let timeout = Duration::from_secs(args.read_timeout);
-    match tokio::time::timeout(timeout, to_bytes(body, limit)).await {
-        Ok(Ok(body)) => Ok(body),
-        Ok(Err(error)) => {
-            let error = error.into_inner();
-            match error.downcast_ref::<http_body_util::LengthLimitError>() {
-                Some(_) => Err(too_large()),
-                None => Err(Problem::new(Kind::Malformed, format!("the body could not be read: {error}"))),
+    if told.is_none_or(|length| length <= limit as u64) {
+        match tokio::time::timeout(timeout, Limited::new(&mut body, limit).collect()).await {
+            Ok(Ok(body)) => return Ok(body.to_bytes()),
+            Ok(Err(error)) if error.is::<LengthLimitError>() => {}
+            Ok(Err(error)) => {
+                return Err(Problem::new(Kind::Malformed, format!("the body could not be read: {error}")));
+            }
+            Err(_) => {
+                let message = format!("the body did not arrive within {} s", timeout.as_secs());
+                return Err(Problem::new(Kind::SlowBody, message));
             }
         }
-        Err(_) => Err(Problem::new(
-            Kind::SlowBody,
-            format!("the body did not arrive within {} s", timeout.as_secs()),
-        )),
     }
+    discard(head, body).await;
+    let message = format!("the body is larger than {limit} bytes (--payload-limit): send several requests");
+    Err(Problem::new(Kind::TooLarge, message))
+}
+
+/// Reads what a caller still sends who is refused. A connection that is closed on bytes that nobody has read is reset, and the answer is
+/// lost with it: to most clients a refusal would look like a crash.
+async fn discard(head: &Parts, mut body: Body) {
+    // Who asks first has sent nothing yet.
+    if head.headers.contains_key(header::EXPECT) {
+        return;
+    }
+    let read = async {
+        let mut left = DISCARDED_BYTES;
+        while left > 0
+            && let Some(Ok(frame)) = body.frame().await
+        {
+            left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
+        }
+    };
+    // Who is slower finds the connection closed.
+    let _ = tokio::time::timeout(DISCARDING_TIME, read).await;
 }
 
 /// The process lives and is of use; no device is asked.

@@ -26,7 +26,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinHandle;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use self::args::{LogFormat, ServeArgs};
 use self::keys::Keys;
@@ -58,7 +58,9 @@ pub(crate) struct Server {
 impl Server {
     /// A GPU has stopped: from now on the process says that it wants to be started again.
     pub(crate) fn lost(&self) {
-        self.is_lost.store(true, Ordering::Relaxed);
+        if !self.is_lost.swap(true, Ordering::Relaxed) {
+            error!("a GPU has stopped: the process has to be started again");
+        }
     }
 
     fn check_health(&self) -> Result<(), Problem> {
@@ -170,7 +172,7 @@ pub(crate) fn run(args: ServeArgs, quiet: bool) -> Result<Status, Error> {
                     let models = models.map_err(|error| server_error("loading models")(error.into()))??;
                     // Set once, here.
                     let _ = server.models.set(models);
-                    info!(address = %server.args.port, "ready");
+                    info!("ready");
                 }
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
