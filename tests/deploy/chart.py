@@ -33,8 +33,6 @@ KUBERNETES_OF_JOB = ["1.29", "1.37"]
 OPERATOR = {"ServiceMonitor", "PrometheusRule"}
 # Labels that an upgrade leaves as they are.
 STABLE_LABELS = {"app.kubernetes.io/name", "app.kubernetes.io/instance"}
-# Flags that the server is to learn.
-COMING = {"OUTCROP_GRPC_PORT", "OUTCROP_OTLP_ENDPOINT"}
 # Models that stand in for those of the values.
 STAND_INS = ["xlmr_base", "minicpm_layerwise"]
 # Values that have to be refused, and what must be said about them.
@@ -257,7 +255,7 @@ def main(program):
         check_references(objects, values)
         check_pod(objects, values)
         environment = pod_environment(objects)
-        unknown = {name for name in environment if name.startswith("OUTCROP_")} - flags - COMING
+        unknown = {name for name in environment if name.startswith("OUTCROP_")} - flags
         assert not unknown, f"the server knows no {unknown}"
         with tempfile.TemporaryDirectory() as scratch:
             check_metrics(objects, serve_like(program, environment, Path(scratch)))
