@@ -109,6 +109,7 @@ pub(crate) fn run(args: ServeArgs, quiet: bool) -> Result<Status, Error> {
         let (stop, stopped) = watch::channel(false);
         let read_timeout = Duration::from_secs(server.args.read_timeout);
         let serving = tokio::spawn(listener.serve(router, stopped, read_timeout));
+        tokio::spawn(metrics::keep(server.prometheus.clone()));
         let loading = Arc::clone(&server);
         let mut loading = tokio::task::spawn_blocking(move || Models::open(&loading.args, quiet));
         let signal = |kind| signal(kind).map_err(|error| server_error("signals")(error.into()));
