@@ -159,6 +159,7 @@ pub(crate) fn run(args: ServeArgs, quiet: bool) -> Result<Status, Error> {
             let router = grpc::router(&server).map_err(server_error("gRPC"))?;
             serving.push(serve(listener, router));
         }
+        tokio::spawn(metrics::keep(server.prometheus.clone()));
         let loading = Arc::clone(&server);
         let mut loading = tokio::task::spawn_blocking(move || Models::open(&loading.args, quiet));
         let signal = |kind| signal(kind).map_err(|error| server_error("signals")(error.into()));
