@@ -9,8 +9,6 @@ import subprocess
 import time
 from pathlib import Path
 
-import numpy as np
-
 
 def quiet(function, *args, **kwargs):
     """Calls `function` without its progress bars."""
@@ -60,6 +58,8 @@ class Outcrop:
         return json.loads(line)
 
     def run(self):
+        import numpy as np  # not needed by those who take only the record from here
+
         start = time.perf_counter()
         self.process.stdin.write("run\n")
         self.process.stdin.flush()

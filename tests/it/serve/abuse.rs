@@ -108,6 +108,35 @@ fn too_much_is_refused_and_the_server_goes_on() {
     assert_eq!(answer.json().as_array().unwrap().len(), 1000);
 }
 
+/// Connections are not closed on what has not been read: the answer would be lost with it.
+#[test]
+fn refusals_reach_those_who_send_a_lot() {
+    let server = serve(&["xlmr_base"], &["--api-key=secret", "--max-concurrent-requests=1"]);
+    let sizes = [300_000, 3 << 20, 20 << 20];
+    for size in sizes {
+        assert_eq!(server.send("POST", "/rerank", &[], &vec![b'x'; size]).status, 401, "{size} bytes");
+    }
+    // Its place is taken by one whose body never comes.
+    let mut other = server.connect();
+    let head =
+        b"POST /rerank HTTP/1.1\r\nhost: t\r\nauthorization: Bearer secret\r\ncontent-length: 100\r\n\r\n{";
+    other.write_all(head).unwrap();
+    let key = [("authorization", "Bearer secret")];
+    let start = Instant::now();
+    while server.send("POST", "/rerank", &key, b"{}").status != 429 {
+        assert!(start.elapsed() < Duration::from_secs(60), "there is room for two");
+    }
+    for size in sizes {
+        let answer = server.send("POST", "/rerank", &key, &vec![b'x'; size]);
+        assert_eq!((answer.status, answer.header("retry-after")), (429, Some("1")), "{size} bytes");
+    }
+    // Who asks first gets the answer first.
+    let start = Instant::now();
+    let expects = [("expect", "100-continue"), ("content-length", "1000000")];
+    assert_eq!(server.send("PUT", "/rerank", &expects, b"").status, 401);
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+}
+
 #[test]
 fn slow_and_vanishing_clients() {
     let server = serve(&["xlmr_base"], &["--read-timeout=1"]);

@@ -6,31 +6,31 @@ use serde_json::{Value, json};
 use super::{Answer, Running, serve};
 use crate::fixtures::{on_cpu, path};
 
-const QUERY: &str = "what is panda?";
-const TEXTS: [&str; 3] = ["hi", "The giant panda is a bear species endemic to China.", "Paris"];
+pub(super) const QUERY: &str = "what is panda?";
+pub(super) const TEXTS: [&str; 3] = ["hi", "The giant panda is a bear species endemic to China.", "Paris"];
 
-fn engine(model: &str) -> Engine {
+pub(super) fn engine(model: &str) -> Engine {
     Engine::open(path(model), &EngineOptions { threads: Some(2), ..on_cpu() }).unwrap()
 }
 
 /// Scores in the order of `TEXTS`.
-fn scores(model: &str, options: &ScoreOptions) -> Vec<f64> {
+pub(super) fn scores(model: &str, options: &ScoreOptions) -> Vec<f64> {
     let pairs = TEXTS.map(|text| (QUERY, text));
     engine(model).score(&pairs, options).unwrap().into_iter().map(|score| score.unwrap().score).collect()
 }
 
-fn normalized() -> ScoreOptions {
+pub(super) fn normalized() -> ScoreOptions {
     ScoreOptions { normalize: true, ..Default::default() }
 }
 
 /// Indices, best first.
-fn order(scores: &[f64]) -> Vec<usize> {
+pub(super) fn order(scores: &[f64]) -> Vec<usize> {
     let mut order: Vec<usize> = (0..scores.len()).collect();
     order.sort_by(|a, b| scores[*b].total_cmp(&scores[*a]));
     order
 }
 
-fn tokens(model: &str) -> usize {
+pub(super) fn tokens(model: &str) -> usize {
     let engine = engine(model);
     let of =
         |text| engine.pair_sequence(QUERY, text, &ScoreOptions::default()).unwrap().sequence.input_ids.len();

@@ -2,7 +2,9 @@
 
 mod abuse;
 mod dialects;
+mod grpc;
 mod operation;
+mod traces;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -110,6 +112,11 @@ impl Running {
         self.log.lock().unwrap().recv_timeout(Duration::from_secs(120)).expect("the log has ended")
     }
 
+    /// The next line of the log; nothing when it has ended.
+    fn line_before_the_end(&self) -> Option<Value> {
+        self.log.lock().unwrap().recv_timeout(Duration::from_secs(120)).ok()
+    }
+
     fn connect(&self) -> TcpStream {
         let stream = TcpStream::connect(self.address.strip_prefix("http://").unwrap()).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(120))).unwrap();
@@ -167,14 +174,12 @@ fn write_request(stream: &mut impl Write, method: &str, path: &str, headers: &[(
     }
     head += "\r\n";
     stream.write_all(head.as_bytes()).unwrap();
-    // A server may answer, and close, before it has read all.
-    let _ = stream.write_all(body);
+    stream.write_all(body).expect("the server takes the whole body, even of a request that it refuses");
 }
 
 fn read_answer(mut stream: impl Read) -> Answer {
     let mut bytes = Vec::new();
-    // What came before a reset is the answer.
-    let _ = stream.read_to_end(&mut bytes);
+    stream.read_to_end(&mut bytes).expect("no answer is cut off");
     let end = bytes.windows(4).position(|four| four == b"\r\n\r\n").unwrap_or_else(|| {
         panic!("no answer: {:?}", String::from_utf8_lossy(&bytes));
     });

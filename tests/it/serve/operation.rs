@@ -16,7 +16,7 @@ fn body(texts: usize) -> Value {
 }
 
 /// Every sample of `/metrics`, by name and labels.
-fn metrics(server: &Running) -> Vec<(String, f64)> {
+pub(super) fn metrics(server: &Running) -> Vec<(String, f64)> {
     let answer = server.get("/metrics");
     assert!(answer.header("content-type").unwrap().starts_with("text/plain; version=0.0.4"), "{answer:?}");
     let mut samples = Vec::new();
@@ -31,7 +31,7 @@ fn metrics(server: &Running) -> Vec<(String, f64)> {
     samples
 }
 
-fn sample(samples: &[(String, f64)], name: &str) -> f64 {
+pub(super) fn sample(samples: &[(String, f64)], name: &str) -> f64 {
     samples.iter().find(|(found, _)| found == name).unwrap_or_else(|| panic!("no {name} in {samples:?}")).1
 }
 

@@ -12,7 +12,7 @@ const LIMITS: &str = "Limits";
 const ACCESS: &str = "Access";
 const LOGS: &str = "Logs";
 
-/// Serve models over HTTP, to clients of TEI, Cohere, Jina, vLLM and OpenAI.
+/// Serve models over HTTP, to clients of TEI, Cohere, Jina, vLLM and OpenAI, and over gRPC to those of TEI.
 ///
 /// `/health` answers as soon as the process listens, `/ready` when the models are loaded and warm. SIGTERM takes `/ready` away, answers
 /// what has been taken, and ends the process.
@@ -43,6 +43,9 @@ pub(crate) struct ServeArgs {
     /// The port to listen on; 0 takes a free one, which is printed.
     #[arg(long, value_name = "PORT", default_value_t = 8080)]
     pub(crate) port: u16,
+    /// Also answer gRPC (tei.v1, text-embeddings-inference's) on this port; 0 takes a free one.
+    #[arg(long, value_name = "PORT")]
+    pub(crate) grpc_port: Option<u16>,
     /// Listen on a Unix socket instead.
     #[arg(long, value_name = "PATH")]
     pub(crate) uds_path: Option<PathBuf>,
@@ -94,6 +97,12 @@ pub(crate) struct ServeArgs {
     /// How it is written.
     #[arg(long, value_enum, default_value_t = LogFormat::Text, help_heading = LOGS)]
     pub(crate) log_format: LogFormat,
+    /// Send traces to an OpenTelemetry collector over gRPC, as in http://localhost:4317.
+    #[arg(long, value_name = "URL", help_heading = LOGS)]
+    pub(crate) otlp_endpoint: Option<String>,
+    /// What traces call this server.
+    #[arg(long, value_name = "NAME", default_value = "outcrop", help_heading = LOGS)]
+    pub(crate) otlp_service_name: String,
     #[command(flatten)]
     pub(crate) engine: EngineArgs,
     #[command(flatten)]

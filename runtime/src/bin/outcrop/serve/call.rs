@@ -13,7 +13,7 @@ use super::models::Model;
 use super::problem::{Kind, Problem};
 
 /// The fields that every dialect takes besides its own.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Extras {
     cutoff_layers: Option<Vec<usize>>,
     compress_ratio: Option<usize>,
@@ -27,6 +27,8 @@ pub(crate) struct Extras {
     raw_scores: Option<bool>,
     truncate: Option<bool>,
     deadline_ms: Option<u64>,
+    /// When a caller gives up, if its protocol says so.
+    until: Option<Instant>,
 }
 
 /// Pairs that have been scored.
@@ -56,6 +58,7 @@ impl Extras {
             raw_scores: fields.optional("raw_scores")?,
             truncate: fields.optional("truncate")?,
             deadline_ms: fields.optional("deadline_ms")?,
+            until: None,
         })
     }
 
@@ -69,6 +72,35 @@ impl Extras {
     pub(crate) fn or_raw_scores(mut self, raw_scores: Option<bool>) -> Self {
         self.raw_scores = self.raw_scores.or(raw_scores);
         self
+    }
+
+    /// A dialect's own switch for cutting texts that are too long.
+    pub(crate) fn or_truncate(mut self, truncate: bool) -> Self {
+        self.truncate = self.truncate.or(Some(truncate));
+        self
+    }
+
+    /// A dialect's own switch for vectors of length one.
+    pub(crate) fn or_normalize(mut self, normalize: bool) -> Self {
+        self.normalize = self.normalize.or(Some(normalize));
+        self
+    }
+
+    /// A deadline besides what the fields say.
+    pub(crate) fn until(mut self, until: Option<Instant>) -> Self {
+        self.until = until;
+        self
+    }
+
+    /// For a dialect whose answers have room for one score of a text.
+    pub(crate) fn one_score(self) -> Result<Self, Problem> {
+        match &self.cutoff_layers {
+            Some(layers) if layers.len() > 1 => {
+                let message = format!("{} layers; an answer has room for one score", layers.len());
+                Err(Problem::field("cutoff_layers", message))
+            }
+            _ => Ok(self),
+        }
     }
 
     fn score_options(&self, server: &Server, model: &Model) -> Result<ScoreOptions, Problem> {
@@ -125,9 +157,10 @@ impl Extras {
     }
 
     fn deadline(&self, server: &Server, started: Instant) -> Option<Instant> {
-        let ms = self.deadline_ms.or(server.args.deadline_ms)?;
+        let ms = self.deadline_ms.or(server.args.deadline_ms);
         // One too far off to be told is none.
-        started.checked_add(Duration::from_millis(ms))
+        let own = ms.and_then(|ms| started.checked_add(Duration::from_millis(ms)));
+        own.into_iter().chain(self.until).min()
     }
 }
 
@@ -183,6 +216,7 @@ pub(crate) async fn embed(
     let tokens = embeddings.iter().map(|embedding| embedding.tokens);
     let truncated = embeddings.iter().filter(|embedding| embedding.truncated).count();
     metrics::answered(Task::Embed, embeddings.len(), &times, tokens, truncated);
+    server.traces.iter().for_each(|traces| traces.stages(&times, embeddings.len()));
     Ok((embeddings, times))
 }
 
@@ -229,6 +263,7 @@ async fn scored(
     let lengths = || scores.iter().flatten().map(|score| score.tokens);
     let truncated = scores.iter().flatten().filter(|score| score.truncated).count();
     metrics::answered(Task::Predict, scores.len(), &times, lengths(), truncated);
+    server.traces.iter().for_each(|traces| traces.stages(&times, scores.len()));
     if truncated > 0 {
         warnings.push(format!(
             "{truncated} of {} texts were too long and scored without their ends",

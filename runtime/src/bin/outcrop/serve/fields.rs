@@ -9,6 +9,12 @@ use super::problem::{Kind, Problem};
 #[derive(Debug)]
 pub(crate) struct Fields(Map<String, Value>);
 
+impl From<Map<String, Value>> for Fields {
+    fn from(fields: Map<String, Value>) -> Self {
+        Self(fields)
+    }
+}
+
 impl Fields {
     /// # Errors
     ///
@@ -81,6 +87,9 @@ impl<T> OneOrMany<T> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
+    use super::super::call::Extras;
     use super::*;
 
     #[test]
@@ -116,5 +125,78 @@ mod tests {
         fields.accept(&["user", "priority"]);
         fields.required::<String>("query").unwrap();
         assert_eq!(fields.left(), ["cutof_layers"]);
+    }
+
+    /// The fields of `Extras`.
+    const EXTRAS: [&str; 12] = [
+        "cutoff_layers",
+        "compress_layers",
+        "compress_ratio",
+        "prompt",
+        "query_instruction",
+        "passage_instruction",
+        "max_length",
+        "query_max_length",
+        "normalize",
+        "raw_scores",
+        "truncate",
+        "deadline_ms",
+    ];
+
+    const REQUEST: &[u8] = br#"{"query": "q\u00e9", "cutoff_layers": [8, 16], "compress_ratio": 2, "max_length": 512, "texts": ["a", "b"],
+        "normalize": true, "deadline_ms": 1000, "prompt": "p", "compress_layers": 4}"#;
+
+    /// A request with some of its bytes changed, added or lost.
+    fn bodies() -> impl Strategy<Value = Vec<u8>> {
+        let byte = prop_oneof![any::<u8>(), prop::sample::select(b"{}[]\",:0-.eE\\ntf".to_vec())];
+        let edit = (any::<prop::sample::Index>(), 0..2_usize, prop::option::of(byte));
+        prop::collection::vec(edit, 0..5).prop_map(|edits| {
+            let mut body = REQUEST.to_vec();
+            for (place, removed, byte) in edits {
+                let at = place.index(body.len() - 1);
+                body.splice(at..at + removed, byte);
+            }
+            body
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 4096, ..ProptestConfig::default() })]
+
+        /// A body is refused, for a field that it has, or taken apart, and nothing else of it is touched.
+        #[test]
+        fn any_body_is_refused_or_taken_apart(body in bodies()) {
+            let mut fields = match Fields::parse(&body) {
+                Ok(fields) => fields,
+                Err(problem) => {
+                    prop_assert_eq!(problem.kind, Kind::Malformed);
+                    return Ok(());
+                }
+            };
+            let before = fields.left();
+            match Extras::take(&mut fields) {
+                Ok(_) => {
+                    let is_ours = |name: &String| EXTRAS.contains(&name.as_str());
+                    let others: Vec<_> = before.into_iter().filter(|name| !is_ours(name)).collect();
+                    prop_assert_eq!(fields.left(), others);
+                }
+                Err(problem) => {
+                    let field = problem.field.unwrap();
+                    prop_assert!(EXTRAS.contains(&field.as_str()) && before.contains(&field), "{}", field);
+                    prop_assert!(problem.message.starts_with(&field), "{}", problem.message);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn messages_do_not_repeat_what_is_long() {
+        let body = format!("{{\"a\": \"{}\"}}", "é".repeat(1 << 20));
+        let problem = Fields::parse(body.as_bytes()).unwrap().required::<u32>("a").unwrap_err();
+        let len = problem.message.len();
+        assert!((Problem::MAX_MESSAGE_BYTES - 4..=Problem::MAX_MESSAGE_BYTES).contains(&len), "{len}");
+        assert!(
+            problem.message.starts_with("a: invalid type: string \"éé") && problem.message.ends_with('…')
+        );
     }
 }

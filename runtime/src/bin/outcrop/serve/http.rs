@@ -1,18 +1,21 @@
 //! Paths, and what happens around every request: its id, its key, its limits, its line in the log.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use axum::body::{Body, to_bytes};
+use axum::body::Body;
 use axum::extract::{Request, State};
+use axum::http::request::Parts;
 use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use bytes::Bytes;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use opentelemetry::context::FutureExt;
 use serde_json::{Value, json};
+use tokio::sync::OwnedSemaphorePermit;
 use tower_http::cors::{AllowOrigin, Any, CorsLayer};
 use tracing::{info, warn};
 use uuid::Uuid;
@@ -21,12 +24,15 @@ use super::args::ServeArgs;
 use super::dialects::{Call, Endpoint, plain_error};
 use super::fields::Fields;
 use super::problem::{Kind, Problem};
-use super::{Server, metrics, page};
+use super::{Server, grpc, metrics, page, traces};
 use crate::error::Error;
 
 const REQUEST_ID: &str = "x-request-id";
 /// The longest id that is taken over from a caller.
 const MAX_ID_BYTES: usize = 128;
+/// What is read, and forgotten, of a body that was refused, and how long.
+const DISCARDED_BYTES: usize = 64 << 20;
+const DISCARDING_TIME: Duration = Duration::from_secs(10);
 
 /// Paths that need no key: they say whether the server lives, and what every such program says.
 const OPEN_PATHS: [&str; 7] = ["/health", "/ping", "/live", "/ready", "/", "/docs", "/openapi.json"];
@@ -50,7 +56,7 @@ pub(crate) fn router(server: Arc<Server>, cors: Option<CorsLayer>) -> Router {
     let router = router
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
-        .layer(from_fn_with_state(Arc::clone(&server), around))
+        .layer(from_fn_with_state((Arc::clone(&server), Protocol::Http), around))
         .with_state(server);
     match cors {
         Some(cors) => router.layer(cors),
@@ -85,16 +91,58 @@ pub(crate) fn cors(args: &ServeArgs) -> Result<Option<CorsLayer>, Error> {
 #[derive(Clone)]
 struct Id(String);
 
-/// One request that is being read or answered, as long as it lives.
-struct InFlight(Arc<Server>);
+/// What has paths, and its own way to refuse.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Protocol {
+    Http,
+    Grpc,
+}
 
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+impl Protocol {
+    fn is_open(self, path: &str) -> bool {
+        match self {
+            Self::Http => OPEN_PATHS.contains(&path),
+            Self::Grpc => grpc::is_open(path),
+        }
+    }
+
+    fn refuse(self, problem: &Problem) -> Response {
+        match self {
+            Self::Http => plain_error(problem),
+            Self::Grpc => grpc::status(problem).into_http(),
+        }
+    }
+
+    /// The code of a response, and whether it is the server's fault.
+    fn status(self, response: &Response) -> (u16, bool) {
+        match self {
+            Self::Http => (response.status().as_u16(), response.status().is_server_error()),
+            Self::Grpc => grpc::code(response),
+        }
+    }
+
+    /// What traces call a path.
+    pub(crate) fn path_attribute(self) -> &'static str {
+        match self {
+            Self::Http => "url.path",
+            Self::Grpc => "rpc.method",
+        }
+    }
+
+    /// What traces call the code of a response.
+    pub(crate) fn status_attribute(self) -> &'static str {
+        match self {
+            Self::Http => "http.response.status_code",
+            Self::Grpc => "rpc.grpc.status_code",
+        }
     }
 }
 
-async fn around(State(server): State<Arc<Server>>, mut request: Request, next: Next) -> Response {
+pub(crate) async fn around(
+    State((server, protocol)): State<(Arc<Server>, Protocol)>,
+    mut request: Request,
+    next: Next,
+) -> Response {
     let started = Instant::now();
     let given = request.headers().get(REQUEST_ID).and_then(|id| id.to_str().ok());
     let id = given
@@ -102,11 +150,18 @@ async fn around(State(server): State<Arc<Server>>, mut request: Request, next: N
         .map_or_else(|| Uuid::new_v4().to_string(), str::to_owned);
     request.extensions_mut().insert(Id(id.clone()));
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-    let is_open = OPEN_PATHS.contains(&path.as_str());
+    let is_open = protocol.is_open(&path);
+    let traces = server.traces.as_ref().filter(|_| !is_open);
+    let span = traces.map(|traces| traces.request(protocol, &path, &id, request.headers()));
     let mut response = if is_open || server.keys.allow(request.headers()) {
-        next.run(request).await
+        match &span {
+            Some(span) => next.run(request).with_context(span.clone()).await,
+            None => next.run(request).await,
+        }
     } else {
-        plain_error(&Problem::new(
+        let (head, body) = request.into_parts();
+        discard(&head, body).await;
+        protocol.refuse(&Problem::new(
             Kind::Unauthorized,
             "no key, or a wrong one: send `Authorization: Bearer KEY`",
         ))
@@ -114,12 +169,16 @@ async fn around(State(server): State<Arc<Server>>, mut request: Request, next: N
     if let Ok(value) = HeaderValue::from_str(&id) {
         response.headers_mut().insert(REQUEST_ID, value);
     }
-    let (status, ms) = (response.status().as_u16(), started.elapsed().as_secs_f64() * 1e3);
+    let ((status, is_fault), ms) = (protocol.status(&response), started.elapsed().as_secs_f64() * 1e3);
+    if let Some(span) = span {
+        traces::answered(&span, protocol, status, is_fault);
+    }
     let stage =
         |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or("-");
     let stages = (stage("x-tokenization-time"), stage("x-queue-time"), stage("x-inference-time"));
     let (tokenize, queue, run) = stages;
-    if response.status().is_server_error() {
+    // Probes are no news: that a server is loading, or has lost its GPU, is said when it happens.
+    if is_fault && !is_open {
         warn!(id, %method, path, status, ms, tokenize, queue, run);
     } else if !is_open {
         info!(id, %method, path, status, ms, tokenize, queue, run);
@@ -131,55 +190,73 @@ async fn around(State(server): State<Arc<Server>>, mut request: Request, next: N
 async fn answer(server: Arc<Server>, request: Request, endpoint: Endpoint) -> Response {
     let started = Instant::now();
     let id = request.extensions().get::<Id>().map_or_else(String::new, |id| id.0.clone());
-    let limit = server.args.max_concurrent_requests.get();
-    let in_flight = InFlight(Arc::clone(&server));
-    // Counted before it is asked, so that two cannot take the last place.
-    if server.in_flight.fetch_add(1, Ordering::Relaxed) >= limit {
-        let problem = Problem::new(
-            Kind::Overloaded,
-            format!("{limit} requests are being answered (--max-concurrent-requests)"),
-        );
-        return endpoint.error(&Problem { retry_after: Some(Duration::from_secs(1)), ..problem }, &id);
-    }
-    // Before a body is read that nobody will look at.
-    if let Err(problem) = server.models() {
-        return endpoint.error(&problem, &id);
-    }
-    let body = read_body(&server.args, request).await.and_then(|body| Fields::parse(&body));
-    let response = endpoint.answer(Call { server, id, started }, body).await;
-    drop(in_flight);
-    response
+    let (_place, fields) = match admit(&server, request).await {
+        Ok((place, _, body)) => (Some(place), Fields::parse(&body)),
+        Err(problem) => (None, Err(problem)),
+    };
+    endpoint.answer(Call { server, id, started }, fields).await
 }
 
-async fn read_body(args: &ServeArgs, request: Request) -> Result<Bytes, Problem> {
-    let limit = args.payload_limit;
-    let too_large = || {
-        let message =
-            format!("the body is larger than {limit} bytes (--payload-limit): send several requests");
-        Problem::new(Kind::TooLarge, message)
-    };
-    let told = request
-        .headers()
-        .get(header::CONTENT_LENGTH)
-        .and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
-    if told.is_some_and(|length| length > limit as u64) {
-        return Err(too_large());
+/// Takes a place for a request and reads its body, apart from its head.
+pub(crate) async fn admit(
+    server: &Server,
+    request: Request,
+) -> Result<(OwnedSemaphorePermit, Parts, Bytes), Problem> {
+    let (head, body) = request.into_parts();
+    // Before a body is kept that nobody will look at.
+    let place = server.place().and_then(|place| server.models().map(|_| place));
+    match place {
+        Ok(place) => {
+            let body = read_body(&server.args, &head, body).await?;
+            Ok((place, head, body))
+        }
+        Err(problem) => {
+            discard(&head, body).await;
+            Err(problem)
+        }
     }
+}
+
+async fn read_body(args: &ServeArgs, head: &Parts, mut body: Body) -> Result<Bytes, Problem> {
+    let limit = args.payload_limit;
+    let told =
+        head.headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
     let timeout = Duration::from_secs(args.read_timeout);
-    match tokio::time::timeout(timeout, to_bytes(request.into_body(), limit)).await {
-        Ok(Ok(body)) => Ok(body),
-        Ok(Err(error)) => {
-            let error = error.into_inner();
-            match error.downcast_ref::<http_body_util::LengthLimitError>() {
-                Some(_) => Err(too_large()),
-                None => Err(Problem::new(Kind::Malformed, format!("the body could not be read: {error}"))),
+    if told.is_none_or(|length| length <= limit as u64) {
+        match tokio::time::timeout(timeout, Limited::new(&mut body, limit).collect()).await {
+            Ok(Ok(body)) => return Ok(body.to_bytes()),
+            Ok(Err(error)) if error.is::<LengthLimitError>() => {}
+            Ok(Err(error)) => {
+                return Err(Problem::new(Kind::Malformed, format!("the body could not be read: {error}")));
+            }
+            Err(_) => {
+                let message = format!("the body did not arrive within {} s", timeout.as_secs());
+                return Err(Problem::new(Kind::SlowBody, message));
             }
         }
-        Err(_) => Err(Problem::new(
-            Kind::SlowBody,
-            format!("the body did not arrive within {} s", timeout.as_secs()),
-        )),
     }
+    discard(head, body).await;
+    let message = format!("the body is larger than {limit} bytes (--payload-limit): send several requests");
+    Err(Problem::new(Kind::TooLarge, message))
+}
+
+/// Reads what a caller still sends who is refused. A connection that is closed on bytes that nobody has read is reset, and the answer is
+/// lost with it: to most clients a refusal would look like a crash.
+async fn discard(head: &Parts, mut body: Body) {
+    // Who asks first has sent nothing yet.
+    if head.headers.contains_key(header::EXPECT) {
+        return;
+    }
+    let read = async {
+        let mut left = DISCARDED_BYTES;
+        while left > 0
+            && let Some(Ok(frame)) = body.frame().await
+        {
+            left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
+        }
+    };
+    // Who is slower finds the connection closed.
+    let _ = tokio::time::timeout(DISCARDING_TIME, read).await;
 }
 
 /// The process lives and is of use; no device is asked.

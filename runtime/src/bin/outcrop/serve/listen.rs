@@ -1,5 +1,6 @@
 //! Connections: TCP or a Unix socket, with bounded patience, closed when they are done once the server stops.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -35,9 +36,12 @@ impl Listener {
             let listener = UnixListener::bind(path).map_err(failed)?;
             return Ok(Self::Unix { listener, path: path.clone() });
         }
-        let asked = (args.host, args.port);
-        let failed = |source| Error::Listen { address: format!("{}:{}", asked.0, asked.1), source };
-        let listener = TcpListener::bind(asked).await.map_err(failed)?;
+        Self::tcp(args.host, args.port).await
+    }
+
+    pub(crate) async fn tcp(host: IpAddr, port: u16) -> Result<Self, Error> {
+        let failed = |source| Error::Listen { address: format!("{host}:{port}"), source };
+        let listener = TcpListener::bind((host, port)).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         Ok(Self::Tcp { listener, address: format!("http://{address}") })
     }

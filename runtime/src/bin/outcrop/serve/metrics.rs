@@ -54,11 +54,17 @@ pub(crate) fn install() -> Result<PrometheusHandle, BuildError> {
     ] {
         describe_gauge!(name, what);
     }
+    for kind in ["request", Task::Embed.name(), Task::Predict.name()] {
+        for (name, what) in [
+            ("duration", "Seconds from a request's arrival to its answer."),
+            ("tokenization_duration", "Seconds of tokenisation, per text on average."),
+            ("queue_duration", "Seconds of waiting for a run, per text on average."),
+            ("inference_duration", "Seconds of the run that a text was in, per text on average."),
+        ] {
+            describe_histogram!(format!("te_{kind}_{name}"), what);
+        }
+    }
     for (name, what) in [
-        ("te_request_duration", "Seconds from a request's arrival to its answer."),
-        ("te_request_tokenization_duration", "Seconds of tokenisation, per text on average."),
-        ("te_request_queue_duration", "Seconds of waiting for a run, per text on average."),
-        ("te_request_inference_duration", "Seconds of the run that a text was in, per text on average."),
         ("te_request_input_length", "Tokens of a text or pair."),
         ("te_batch_next_size", "Sequences of a run."),
         ("te_batch_next_tokens", "Tokens of a run."),
@@ -67,6 +73,15 @@ pub(crate) fn install() -> Result<PrometheusHandle, BuildError> {
         describe_histogram!(name, what);
     }
     Ok(handle)
+}
+
+/// Sorts what histograms have been told into their buckets, for ever: until then, or until somebody reads them, they hold every value.
+pub(crate) async fn keep(handle: PrometheusHandle) {
+    let mut interval = tokio::time::interval(Duration::from_secs(5));
+    loop {
+        interval.tick().await;
+        handle.run_upkeep();
+    }
 }
 
 /// Counters of a model that is served, from nought: what has not happened yet shows too.

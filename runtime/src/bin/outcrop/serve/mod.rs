@@ -1,12 +1,13 @@
-//! `outcrop serve`: models over HTTP.
+//! `outcrop serve`: models over HTTP and gRPC.
 //!
-//! A request is read whole, taken apart field by field (`fields`), answered by its dialect (`dialects`) through what all have in common
-//! (`call`), and waits in its model's queue, which is the library's.
+//! A request is read whole, taken apart field by field (`fields`), answered by its dialect (`dialects`, or `grpc`) through what all have in
+//! common (`call`), and waits in its model's queue, which is the library's.
 
 pub(crate) mod args;
 mod call;
 mod dialects;
 mod fields;
+mod grpc;
 mod http;
 mod keys;
 mod listen;
@@ -14,22 +15,25 @@ mod metrics;
 mod models;
 mod page;
 mod problem;
+mod traces;
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinHandle;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use self::args::{LogFormat, ServeArgs};
 use self::keys::Keys;
 use self::listen::Listener;
 use self::models::Models;
 use self::problem::{Kind, Problem};
+use self::traces::Traces;
 use crate::Status;
 use crate::error::Error;
 
@@ -39,19 +43,24 @@ pub(crate) struct Server {
     /// Once they are loaded and warm.
     models: OnceLock<Models>,
     /// Whether the server has been told to stop.
-    is_draining: AtomicBool,
+    draining: watch::Sender<bool>,
     /// Whether a GPU has stopped, which only a new process can use again.
     is_lost: AtomicBool,
-    /// Requests that are being read or answered.
-    in_flight: AtomicUsize,
+    /// A place for each request that may be read or answered at a time.
+    places: Arc<Semaphore>,
+    /// Places that messages of streams may take, which wait for them: half of all, so that other requests always find some.
+    stream_places: Semaphore,
     pub(crate) keys: Keys,
     prometheus: PrometheusHandle,
+    pub(crate) traces: Option<Traces>,
 }
 
 impl Server {
     /// A GPU has stopped: from now on the process says that it wants to be started again.
     pub(crate) fn lost(&self) {
-        self.is_lost.store(true, Ordering::Relaxed);
+        if !self.is_lost.swap(true, Ordering::Relaxed) {
+            error!("a GPU has stopped: the process has to be started again");
+        }
     }
 
     fn check_health(&self) -> Result<(), Problem> {
@@ -65,15 +74,43 @@ impl Server {
 
     /// The models, once they are ready.
     pub(crate) fn models(&self) -> Result<&Models, Problem> {
-        if self.is_draining.load(Ordering::Relaxed) {
+        if *self.draining.borrow() {
             return Err(Problem::new(Kind::NotReady, "the server is shutting down: ask another one"));
         }
         self.check_health()?;
+        self.loaded()
+    }
+
+    /// The models for a request that has been taken, which is answered even if the server has been told to stop since.
+    fn loaded(&self) -> Result<&Models, Problem> {
         self.models.get().ok_or_else(|| Problem {
             retry_after: Some(Duration::from_secs(1)),
             ..Problem::new(Kind::NotReady, "models are being loaded")
         })
     }
+
+    /// A place for a request, as long as what is returned lives.
+    fn place(&self) -> Result<OwnedSemaphorePermit, Problem> {
+        Arc::clone(&self.places).try_acquire_owned().map_err(|_| {
+            let limit = self.args.max_concurrent_requests;
+            let message = format!("{limit} requests are being answered (--max-concurrent-requests)");
+            Problem { retry_after: Some(Duration::from_secs(1)), ..Problem::new(Kind::Overloaded, message) }
+        })
+    }
+
+    /// Requests that are being read or answered.
+    fn in_flight(&self) -> usize {
+        max_places(&self.args) - self.places.available_permits()
+    }
+}
+
+fn max_places(args: &ServeArgs) -> usize {
+    args.max_concurrent_requests.get().min(Semaphore::MAX_PERMITS)
+}
+
+/// Messages of a stream that are answered at a time.
+fn max_stream_places(args: &ServeArgs) -> usize {
+    max_places(args).div_ceil(2)
 }
 
 /// Serves until it is told to stop.
@@ -92,23 +129,37 @@ pub(crate) fn run(args: ServeArgs, quiet: bool) -> Result<Status, Error> {
         .enable_all()
         .build()
         .map_err(|error| server_error("threads")(error.into()))?;
+    let traces = {
+        let _runtime = runtime.enter();
+        Traces::start(&args)?
+    };
     let server = Arc::new(Server {
-        args,
         models: OnceLock::new(),
-        is_draining: AtomicBool::new(false),
+        draining: watch::Sender::new(false),
         is_lost: AtomicBool::new(false),
-        in_flight: AtomicUsize::new(0),
+        places: Arc::new(Semaphore::new(max_places(&args))),
+        stream_places: Semaphore::new(max_stream_places(&args)),
+        args,
         keys,
         prometheus,
+        traces,
     });
     let status = runtime.block_on(async {
         // Listening comes first: whoever started the process learns at once that it lives.
         let listener = Listener::bind(&server.args).await?;
         info!(address = listener.address(), "listening");
-        let router = http::router(Arc::clone(&server), cors);
-        let (stop, stopped) = watch::channel(false);
         let read_timeout = Duration::from_secs(server.args.read_timeout);
-        let serving = tokio::spawn(listener.serve(router, stopped, read_timeout));
+        let serve = |listener: Listener, router| {
+            tokio::spawn(listener.serve(router, server.draining.subscribe(), read_timeout))
+        };
+        let mut serving = vec![serve(listener, http::router(Arc::clone(&server), cors))];
+        if let Some(port) = server.args.grpc_port {
+            let listener = Listener::tcp(server.args.host, port).await?;
+            info!(address = listener.address(), "listening for gRPC");
+            let router = grpc::router(&server).map_err(server_error("gRPC"))?;
+            serving.push(serve(listener, router));
+        }
+        tokio::spawn(metrics::keep(server.prometheus.clone()));
         let loading = Arc::clone(&server);
         let mut loading = tokio::task::spawn_blocking(move || Models::open(&loading.args, quiet));
         let signal = |kind| signal(kind).map_err(|error| server_error("signals")(error.into()));
@@ -122,29 +173,30 @@ pub(crate) fn run(args: ServeArgs, quiet: bool) -> Result<Status, Error> {
                     let models = models.map_err(|error| server_error("loading models")(error.into()))??;
                     // Set once, here.
                     let _ = server.models.set(models);
-                    info!(address = %server.args.port, "ready");
+                    info!("ready");
                 }
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
             }
         }
-        drain(&server, &stop, serving).await;
+        drain(&server, serving).await;
         Ok(Status::Done)
     });
+    if let Some(traces) = &server.traces {
+        traces.stop();
+    }
     // What is still being loaded is not waited for.
     runtime.shutdown_timeout(Duration::from_secs(1));
     status
 }
 
 /// Takes no more requests and answers those that were taken.
-async fn drain(server: &Server, stop: &watch::Sender<bool>, serving: JoinHandle<()>) {
+async fn drain(server: &Server, serving: Vec<JoinHandle<()>>) {
     let timeout = Duration::from_secs(server.args.drain_timeout);
-    info!(requests = server.in_flight.load(Ordering::Relaxed), "stopping: what was taken is answered");
-    server.is_draining.store(true, Ordering::Relaxed);
-    // Nobody listens if connections have failed.
-    let _ = stop.send(true);
-    if tokio::time::timeout(timeout, serving).await.is_err() {
-        let left = server.in_flight.load(Ordering::Relaxed);
+    info!(requests = server.in_flight(), "stopping: what was taken is answered");
+    server.draining.send_replace(true);
+    if tokio::time::timeout(timeout, join_all(serving)).await.is_err() {
+        let left = server.in_flight();
         warn!(requests = left, "not answered within --drain-timeout {} s", timeout.as_secs());
     }
 }

@@ -7,12 +7,11 @@ use outcrop::loader::Config;
 use outcrop::queue::{Queue, QueueOptions, Run};
 use outcrop::{ElementType, Engine, ScoreOptions};
 use serde_json::{Value, json};
-use tracing::info;
+use tracing::{info, warn};
 
 use super::args::ServeArgs;
 use super::metrics;
 use super::problem::{Kind, Problem};
-use crate::args::ModelArgs;
 use crate::error::Error;
 use crate::model;
 
@@ -35,10 +34,11 @@ impl Models {
         let names = names(args)?;
         let mut models = Vec::with_capacity(names.len());
         for (id, name) in args.model.iter().zip(names) {
-            let model_args = ModelArgs { model: id.clone(), revision: args.revision.clone() };
-            let engine = Arc::new(model::open(&model_args, &args.engine, &args.network, quiet)?);
+            let dir = model::locate(id, args.revision.as_deref(), quiet)?;
+            // What it would print is in the log.
+            let engine = Arc::new(model::open_dir(&dir, &args.engine, &args.network, true)?);
             info!(model = name, device = %engine.device(), "loaded");
-            let queue = Queue::new(Arc::clone(&engine), queue_options(args, &name))?;
+            let queue = Queue::new(Arc::clone(&engine), queue_options(args, &name, &engine))?;
             let model = Model { name, id: id.clone(), revision: args.revision.clone(), queue };
             model.warm_up()?;
             metrics::declare(&model.name);
@@ -90,6 +90,15 @@ impl Model {
         Ok(())
     }
 
+    /// TEI's name of the type that weights are held in.
+    pub(crate) fn dtype(&self) -> &'static str {
+        match self.engine().element_type() {
+            ElementType::F32 => "float32",
+            ElementType::F16 => "float16",
+            ElementType::BF16 => "bfloat16",
+        }
+    }
+
     /// TEI's description of a model, and ours behind it.
     pub(crate) fn info(&self, args: &ServeArgs) -> Value {
         let engine = self.engine();
@@ -101,16 +110,11 @@ impl Model {
                 _ => "cls",
             }}}),
         };
-        let dtype = match engine.element_type() {
-            ElementType::F32 => "float32",
-            ElementType::F16 => "float16",
-            ElementType::BF16 => "bfloat16",
-        };
         let cutoffs: Option<Vec<usize>> = engine.allowed_cutoffs().map(|allowed| allowed.iter().collect());
         json!({
             "model_id": self.id,
             "model_sha": self.revision,
-            "model_dtype": dtype,
+            "model_dtype": self.dtype(),
             "served_model_name": self.name,
             "model_type": model_type,
             "max_concurrent_requests": args.max_concurrent_requests,
@@ -158,14 +162,17 @@ fn names(args: &ServeArgs) -> Result<Vec<String>, Error> {
     Ok(names)
 }
 
-fn queue_options(args: &ServeArgs, name: &str) -> QueueOptions {
-    let name = name.to_owned();
+fn queue_options(args: &ServeArgs, name: &str, engine: &Arc<Engine>) -> QueueOptions {
+    let (name, engine) = (name.to_owned(), Arc::clone(engine));
     QueueOptions {
         max_requests: args.max_concurrent_requests.get(),
         max_tokens: args.max_queued_tokens.get(),
         batch_tokens: args.max_batch_tokens,
         tokenize_threads: args.tokenization_workers,
         fairness: Duration::from_millis(args.fairness_ms),
-        on_run: Some(Arc::new(move |run: &Run| metrics::run(&name, run))),
+        on_run: Some(Arc::new(move |run: &Run| {
+            metrics::run(&name, run);
+            engine.take_warnings().iter().for_each(|warning| warn!(model = name, "{warning}"));
+        })),
     }
 }

@@ -108,14 +108,24 @@ impl Kind {
 }
 
 impl Problem {
+    /// Most bytes of a message: it may quote what a client has sent, which may be megabytes.
+    pub(crate) const MAX_MESSAGE_BYTES: usize = 1000;
+
     pub(crate) fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), field: None, retry_after: None }
+        let mut message = message.into();
+        if message.len() > Self::MAX_MESSAGE_BYTES {
+            let room = Self::MAX_MESSAGE_BYTES - '…'.len_utf8();
+            let end = (0..=room).rev().find(|end| message.is_char_boundary(*end)).unwrap_or(0);
+            message.truncate(end);
+            message.push('…');
+        }
+        Self { kind, message, field: None, retry_after: None }
     }
 
     /// A field that cannot be used.
     pub(crate) fn field(name: &str, message: impl std::fmt::Display) -> Self {
-        let message = format!("{name}: {message}");
-        Self { kind: Kind::Invalid, message, field: Some(name.to_owned()), retry_after: None }
+        let problem = Self::new(Kind::Invalid, format!("{name}: {message}"));
+        Self { field: Some(name.to_owned()), ..problem }
     }
 }
 

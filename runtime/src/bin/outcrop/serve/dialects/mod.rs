@@ -1,8 +1,8 @@
 //! The dialects: which fields each takes, and the shape of its answers and errors.
 
 mod openai;
-mod rerank;
-mod tei;
+pub(crate) mod rerank;
+pub(crate) mod tei;
 mod vllm;
 
 use std::sync::Arc;

@@ -130,7 +130,7 @@ fn text_of(document: Value, rank_fields: &[String]) -> Result<String, String> {
 }
 
 /// A header with the places of texts that could not be scored, for answers that have no room to say so.
-pub(super) fn failed_header(failed: &[(usize, outcrop::Error)]) -> HashMap<HeaderName, HeaderValue> {
+pub(crate) fn failed_header(failed: &[(usize, outcrop::Error)]) -> HashMap<HeaderName, HeaderValue> {
     let places: Vec<usize> = failed.iter().map(|(place, _)| *place).collect();
     let value = HeaderValue::from_str(&json!(places).to_string()).ok().filter(|_| !places.is_empty());
     value.into_iter().map(|value| (HeaderName::from_static("x-outcrop-failed"), value)).collect()

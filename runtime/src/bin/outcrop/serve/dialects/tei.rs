@@ -50,7 +50,7 @@ pub(super) async fn rerank(call: &Call, fields: &mut Fields) -> Result<Response,
 }
 
 /// The problem of a request none of whose texts could be scored: the first one's.
-pub(super) fn none_scored(ranking: Ranking) -> Problem {
+pub(crate) fn none_scored(ranking: Ranking) -> Problem {
     let first = ranking.failed.into_iter().next();
     first.map_or_else(
         || Problem::new(Kind::Backend, "no text could be scored"),
@@ -110,7 +110,7 @@ pub(super) async fn predict(call: &Call, fields: &mut Fields) -> Result<Response
 }
 
 /// A reranker scores pairs, and nothing else.
-fn pair(texts: Vec<String>) -> Result<(String, String), Problem> {
+pub(crate) fn pair(texts: Vec<String>) -> Result<(String, String), Problem> {
     let count = texts.len();
     <[String; 2]>::try_from(texts).map(|[query, passage]| (query, passage)).map_err(|_| {
         Problem::field("inputs", format!("{count} texts; a reranker scores pairs: [query, passage]"))
