@@ -62,6 +62,7 @@ const DEPENDENCIES: &[(&str, &[&str])] = &[
             "outcrop-models",
             "parquet",
             "prost",
+            "quick_cache",
             "rayon",
             "serde",
             "serde_json",
