@@ -288,6 +288,43 @@ fn metrics_count_what_happened() {
     assert!(sample(&samples, "outcrop_device_busy_seconds{model=\"gemma2_lightweight\"}") > 0.0);
 }
 
+/// What is remembered has the bits that are computed, for the same options alone.
+#[test]
+fn pairs_that_come_again_are_remembered() {
+    let models = ["gemma2_lightweight"];
+    let (plain, remembering) = (serve(&models, &[]), serve(&models, &["--score-cache=100"]));
+    let cutoff = plain.get("/info").json()["outcrop"]["cutoff_layers"][1].clone();
+    let shallow = |texts: Value| json!({"query": "q", "texts": texts, "cutoff_layers": [cutoff]});
+    let requests = [
+        (body(3), 0),
+        (body(3), 3),
+        (body(5), 3),
+        (shallow(json!(["a", "b"])), 0),
+        (shallow(json!(["b", "c", "a"])), 2),
+        (json!({"query": "q", "texts": ["a", "b"]}), 0),
+    ];
+    let mut total = 0.0;
+    for (request, hits) in requests {
+        let [expected, found] = [&plain, &remembering].map(|server| server.post("/rerank", &request));
+        assert_eq!((found.status, &found.body), (200, &expected.body), "{request}");
+        total += f64::from(hits);
+        let samples = metrics(&remembering);
+        let hits = samples.iter().find(|(name, _)| name.starts_with("outcrop_score_cache_hits")).unwrap();
+        assert_eq!(hits.1, total, "{request}");
+    }
+    // Other dialects ask for the same pairs, and what is refused is refused.
+    let score = json!({"queries": "q", "documents": ["b", "a"], "cutoff_layers": [cutoff]});
+    let [expected, found] = [&plain, &remembering].map(|server| server.post("/score", &score).json());
+    assert_eq!(found["data"], expected["data"]);
+    let samples = metrics(&remembering);
+    let hits = samples.iter().find(|(name, _)| name.starts_with("outcrop_score_cache_hits")).unwrap();
+    assert_eq!(hits.1, total + 2.0);
+    assert_eq!(
+        remembering.post("/rerank", &json!({"query": "q", "texts": ["a"], "cutoff_layers": [99]})).status,
+        422
+    );
+}
+
 #[test]
 fn the_log_tells_each_request() {
     let server = serve(&["xlmr_base"], &[]);

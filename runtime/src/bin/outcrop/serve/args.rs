@@ -64,6 +64,9 @@ pub(crate) struct ServeArgs {
     /// Most bytes of a request's body; more are refused with 413.
     #[arg(long, value_name = "BYTES", default_value_t = 32 << 20, help_heading = LIMITS)]
     pub(crate) payload_limit: usize,
+    /// Remember the scores of this many pairs of each model: pairs that are asked for again are not computed again. 0 remembers none.
+    #[arg(long, value_name = "PAIRS", default_value_t = 0)]
+    pub(crate) score_cache: usize,
     /// Cut texts that are too long, unless a request says otherwise; if false they are refused with 422.
     #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set, help_heading = LIMITS)]
     pub(crate) auto_truncate: bool,

@@ -164,6 +164,42 @@ impl Extras {
     }
 }
 
+/// What is to be scored.
+enum Pairs {
+    OfQuery(String, Vec<String>),
+    Each(Vec<(String, String)>),
+}
+
+impl Pairs {
+    fn len(&self) -> usize {
+        match self {
+            Self::OfQuery(_, passages) => passages.len(),
+            Self::Each(pairs) => pairs.len(),
+        }
+    }
+
+    fn iter(&self) -> Box<dyn Iterator<Item = (&str, &str)> + '_> {
+        match self {
+            Self::OfQuery(query, passages) => {
+                Box::new(passages.iter().map(|passage| (query.as_str(), passage.as_str())))
+            }
+            Self::Each(pairs) => {
+                Box::new(pairs.iter().map(|(query, passage)| (query.as_str(), passage.as_str())))
+            }
+        }
+    }
+
+    /// Keeps the pairs at some places.
+    fn retain(&mut self, is_kept: impl Fn(usize) -> bool) {
+        let mut places = 0..;
+        let mut next = || places.next().is_some_and(&is_kept);
+        match self {
+            Self::OfQuery(_, passages) => passages.retain(|_| next()),
+            Self::Each(pairs) => pairs.retain(|_| next()),
+        }
+    }
+}
+
 /// Scores passages against one query.
 pub(crate) async fn rerank(
     server: &Server,
@@ -173,12 +209,7 @@ pub(crate) async fn rerank(
     extras: &Extras,
 ) -> Result<Scored, Problem> {
     check_count(server, "texts", passages.len())?;
-    metrics::arrived(Task::Predict, passages.len());
-    let options = extras.score_options(server, model)?;
-    let warnings = warnings(model, &options)?;
-    let deadline = extras.deadline(server, started);
-    let ticket = model.queue.rerank(query, passages, options, deadline)?;
-    scored(server, ticket, deadline, warnings).await
+    scored(server, model, started, Pairs::OfQuery(query, passages), extras).await
 }
 
 /// Scores pairs.
@@ -190,12 +221,7 @@ pub(crate) async fn score(
     extras: &Extras,
 ) -> Result<Scored, Problem> {
     check_count(server, "pairs", pairs.len())?;
-    metrics::arrived(Task::Predict, pairs.len());
-    let options = extras.score_options(server, model)?;
-    let warnings = warnings(model, &options)?;
-    let deadline = extras.deadline(server, started);
-    let ticket = model.queue.score(pairs, options, deadline)?;
-    scored(server, ticket, deadline, warnings).await
+    scored(server, model, started, Pairs::Each(pairs), extras).await
 }
 
 /// Embeds texts. One that fails fails the request: clients take vectors by their place.
@@ -255,11 +281,16 @@ fn warnings(model: &Model, options: &ScoreOptions) -> Result<Vec<String>, Proble
 
 async fn scored(
     server: &Server,
-    ticket: Ticket<Score>,
-    deadline: Option<Instant>,
-    mut warnings: Vec<String>,
+    model: &Model,
+    started: Instant,
+    pairs: Pairs,
+    extras: &Extras,
 ) -> Result<Scored, Problem> {
-    let Answer { results: scores, times } = within(server, ticket, deadline).await?;
+    metrics::arrived(Task::Predict, pairs.len());
+    let options = extras.score_options(server, model)?;
+    let mut warnings = warnings(model, &options)?;
+    let deadline = extras.deadline(server, started);
+    let Answer { results: scores, times } = answer(server, model, pairs, options, deadline).await?;
     let lengths = || scores.iter().flatten().map(|score| score.tokens);
     let truncated = scores.iter().flatten().filter(|score| score.truncated).count();
     metrics::answered(Task::Predict, scores.len(), &times, lengths(), truncated);
@@ -271,6 +302,31 @@ async fn scored(
         ));
     }
     Ok(Scored { tokens: lengths().sum(), scores, times, warnings })
+}
+
+/// Scores that are remembered, and the queue's for all others.
+async fn answer(
+    server: &Server,
+    model: &Model,
+    mut pairs: Pairs,
+    options: ScoreOptions,
+    deadline: Option<Instant>,
+) -> Result<Answer<Score>, Problem> {
+    let submit = |pairs, options| match pairs {
+        Pairs::OfQuery(query, passages) => model.queue.rerank(query, passages, options, deadline),
+        Pairs::Each(pairs) => model.queue.score(pairs, options, deadline),
+    };
+    let Some(cache) = &model.cache else {
+        return within(server, submit(pairs, options)?, deadline).await;
+    };
+    let looked = cache.look(&options, pairs.iter());
+    metrics::remembered(&model.name, looked.hits());
+    pairs.retain(|i| looked.is_missing(i));
+    let Answer { results, times } = match pairs.len() {
+        0 => Answer { results: Vec::new(), times: Times::default() },
+        _ => within(server, submit(pairs, options)?, deadline).await?,
+    };
+    Ok(Answer { results: looked.complete(cache, results), times })
 }
 
 /// Waits for an answer until the deadline; the ticket is dropped then, and its work with it.

@@ -38,6 +38,7 @@ pub(crate) fn install() -> Result<PrometheusHandle, BuildError> {
             "outcrop_layer_tokens",
             "Tokens times layers that plain runs of each sequence by itself would have computed.",
         ),
+        ("outcrop_score_cache_hits", "Pairs whose scores were remembered, of te_predict_success."),
         ("outcrop_layer_tokens_saved", "Tokens times layers of these that were not computed, by the reason."),
     ] {
         describe_counter!(name, what);
@@ -84,6 +85,11 @@ pub(crate) async fn keep(handle: PrometheusHandle) {
     }
 }
 
+/// Counts pairs that the score cache has answered.
+pub(crate) fn remembered(model: &str, pairs: usize) {
+    counter!("outcrop_score_cache_hits", "model" => model.to_owned()).increment(pairs as u64);
+}
+
 /// Counters of a model that is served, from nought: what has not happened yet shows too.
 pub(crate) fn declare(model: &str) {
     for method in ["single", "batch"] {
@@ -98,6 +104,7 @@ pub(crate) fn declare(model: &str) {
     {
         counter!(name).increment(0);
     }
+    remembered(model, 0);
     count_run(model, 0, &Saved::default());
 }
 

@@ -4,6 +4,7 @@
 //! common (`call`), and waits in its model's queue, which is the library's.
 
 pub(crate) mod args;
+mod cache;
 mod call;
 mod dialects;
 mod fields;

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use tracing::{info, warn};
 
 use super::args::ServeArgs;
+use super::cache::ScoreCache;
 use super::metrics;
 use super::problem::{Kind, Problem};
 use crate::error::Error;
@@ -23,6 +24,7 @@ pub(crate) struct Model {
     pub(crate) id: String,
     pub(crate) revision: Option<String>,
     pub(crate) queue: Queue,
+    pub(crate) cache: Option<ScoreCache>,
 }
 
 /// All models, the default first.
@@ -39,7 +41,8 @@ impl Models {
             let engine = Arc::new(model::open_dir(&dir, &args.engine, &args.network, true)?);
             info!(model = name, device = %engine.device(), "loaded");
             let queue = Queue::new(Arc::clone(&engine), queue_options(args, &name, &engine))?;
-            let model = Model { name, id: id.clone(), revision: args.revision.clone(), queue };
+            let cache = (args.score_cache > 0).then(|| ScoreCache::new(args.score_cache));
+            let model = Model { name, id: id.clone(), revision: args.revision.clone(), queue, cache };
             model.warm_up()?;
             metrics::declare(&model.name);
             info!(model = model.name, "warm");
