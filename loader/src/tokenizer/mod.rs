@@ -5,6 +5,7 @@
 
 use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -37,7 +38,8 @@ pub struct Tokenizer {
     prefix: Vec<u32>,
     suffix: Vec<u32>,
     vocab_size: usize,
-    splits_at_spaces: bool,
+    /// Found out when it is needed first: it takes a look at the whole vocabulary.
+    splits_at_spaces: OnceLock<bool>,
 }
 
 /// A token of a text.
@@ -121,8 +123,8 @@ impl Tokenizer {
     /// [`Error::Encode`], as [`Tokenizer::encode`], about the part that was tokenised.
     pub fn encode_start(&self, text: &str, wanted: usize) -> Result<Vec<u32>, Error> {
         let mut at_least = wanted.saturating_add(1).saturating_mul(BYTES_PER_ID);
-        while self.splits_at_spaces
-            && let Some(end) = word_end(text, at_least)
+        while let Some(end) = word_end(text, at_least)
+            && self.splits_at_spaces()
         {
             let ids = self.encode(&text[..end])?;
             if ids.len() > wanted {
@@ -182,6 +184,20 @@ impl Tokenizer {
         self.inner.token_to_id(token)
     }
 
+    /// Whether words are tokenised as if nothing followed the space behind them.
+    fn splits_at_spaces(&self) -> bool {
+        *self.splits_at_spaces.get_or_init(|| {
+            // A space that a vocabulary cannot write would vanish, and the words around it be joined.
+            let keeps_spaces = match self.kind {
+                TokenizerKind::WordPiece => self.inner.get_pre_tokenizer().is_some(),
+                TokenizerKind::Unigram | TokenizerKind::Bpe => {
+                    SPACES.iter().any(|space| self.token_to_id(space.encode_utf8(&mut [0; 4])).is_some())
+                }
+            };
+            keeps_spaces && !self.inner.get_vocab(true).keys().any(|token| crosses_words(token))
+        })
+    }
+
     fn parse(path: &Path, bytes: &[u8]) -> Result<Tokenizer, Error> {
         let invalid = |source| Error::Tokenizer { path: path.to_owned(), source };
         check_normalizer(bytes).map_err(|error| invalid(error.into()))?;
@@ -199,16 +215,15 @@ impl Tokenizer {
         };
         let (prefix, suffix) = special_ids(path, &inner)?;
         let vocab_size = inner.get_vocab_size(true);
-        // A space that a vocabulary cannot write would vanish, and the words around it be joined.
-        let keeps_spaces = match kind {
-            TokenizerKind::WordPiece => inner.get_pre_tokenizer().is_some(),
-            TokenizerKind::Unigram | TokenizerKind::Bpe => {
-                SPACES.iter().any(|space| inner.token_to_id(space.encode_utf8(&mut [0; 4])).is_some())
-            }
-        };
-        let splits_at_spaces =
-            keeps_spaces && !inner.get_vocab(true).keys().any(|token| crosses_words(token));
-        Ok(Tokenizer { path: path.to_owned(), inner, kind, prefix, suffix, vocab_size, splits_at_spaces })
+        Ok(Tokenizer {
+            path: path.to_owned(),
+            inner,
+            kind,
+            prefix,
+            suffix,
+            vocab_size,
+            splits_at_spaces: OnceLock::new(),
+        })
     }
 }
 

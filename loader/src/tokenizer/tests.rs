@@ -129,7 +129,7 @@ proptest! {
 fn only_the_start_of_a_long_text_is_tokenised() {
     let text = "a ".repeat(1000);
     let tokenizer = open(&word_piece()).unwrap();
-    assert!(tokenizer.splits_at_spaces);
+    assert!(tokenizer.splits_at_spaces());
     // 16 bytes for each of 11 ids, up to the next end of a word.
     assert_eq!(tokenizer.encode_start(&text, 10).unwrap().len(), 89);
     assert_eq!(tokenizer.encode_start(&text, 1000).unwrap().len(), 1000);
@@ -145,7 +145,7 @@ fn a_vocabulary_with_tokens_over_two_words_sees_whole_texts() {
     let mut file = bpe(json!([["a", " "], ["a ", "b"]]));
     file["model"]["vocab"] = json!({"a": 0, "b": 1, " ": 2, "a ": 3, "a b": 4});
     let tokenizer = open(&file).unwrap();
-    assert!(!tokenizer.splits_at_spaces);
+    assert!(!tokenizer.splits_at_spaces());
     let text = "a b".repeat(1000);
     assert_eq!(tokenizer.encode_start(&text, 1).unwrap(), [4; 1000]);
     for (token, crosses) in
